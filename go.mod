@@ -1,0 +1,3 @@
+module cryo
+
+go 1.26
