@@ -1,0 +1,129 @@
+package image
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math"
+
+	"google.golang.org/protobuf/proto"
+)
+
+// marshal: fields in the order of their numbers, so that the same state gives the same bytes.
+var marshal = proto.MarshalOptions{Deterministic: true}
+
+// Encoder writes one image. It buffers: Flush must be called and must succeed.
+type Encoder struct {
+	file string
+	typ  *Type
+	w    *bufio.Writer
+	n    int
+	owed int64  // payload the last entry announced and nobody wrote yet
+	msgs uint32 // messages of a queue, the same
+	buf  []byte
+}
+
+// NewEncoder starts an image of type t on w with its magic numbers. file is for errors.
+func NewEncoder(w io.Writer, file string, t *Type) *Encoder {
+	e := &Encoder{file: file, typ: t, w: bufio.NewWriterSize(w, 32<<10)}
+	for _, m := range t.leading() {
+		e.u32(m)
+	}
+	return e
+}
+
+// Entry writes the next entry. Where a payload belongs to the one before, it must have been written.
+func (e *Encoder) Entry(m proto.Message) error {
+	if err := e.complete(); err != nil {
+		return err
+	}
+	if err := e.message(m); err != nil {
+		return err
+	}
+	if e.typ.Payload != nil {
+		e.owed = e.typ.Payload(m)
+	}
+	if e.typ.Messages != nil {
+		e.msgs = e.typ.Messages(m)
+	}
+	e.n++
+	return nil
+}
+
+// Payload writes the raw bytes of the last entry from r: as many as the entry announced, with zeros for the
+// padding where r ends before it; to the end of r where the entry has no length.
+func (e *Encoder) Payload(r io.Reader) error {
+	if e.owed == EndOfFile {
+		e.owed = 0
+		_, err := io.Copy(e.w, r)
+		return e.wrap(err)
+	}
+	n, err := io.Copy(e.w, io.LimitReader(r, e.owed))
+	if err != nil {
+		return e.wrap(err)
+	}
+	if e.owed -= n; e.owed >= 8 {
+		return e.wrap(fmt.Errorf("entry %d announces %d bytes of data more than there are", e.n-1, e.owed))
+	}
+	var zeros [8]byte
+	_, err = e.w.Write(zeros[:e.owed])
+	e.owed = 0
+	return e.wrap(err)
+}
+
+// Message writes one message of a SysV message queue, the last entry, and its text.
+func (e *Encoder) Message(m proto.Message, text []byte) error {
+	if e.msgs == 0 {
+		return e.wrap(fmt.Errorf("entry %d has more messages than it announces", e.n-1))
+	}
+	e.msgs--
+	if err := e.message(m); err != nil {
+		return err
+	}
+	e.owed = roundUp(int64(len(text)), 8)
+	return e.Payload(bytes.NewReader(text))
+}
+
+// Flush writes out what is buffered. An entry without its payload is an error.
+func (e *Encoder) Flush() error {
+	if err := e.complete(); err != nil {
+		return err
+	}
+	return e.wrap(e.w.Flush())
+}
+
+func (e *Encoder) complete() error {
+	if e.owed > 0 || e.msgs > 0 {
+		return e.wrap(fmt.Errorf("the data of entry %d were not written", e.n-1))
+	}
+	return nil
+}
+
+func (e *Encoder) message(m proto.Message) error {
+	var err error
+	if e.buf, err = marshal.MarshalAppend(e.buf[:0], m); err != nil {
+		return e.wrap(fmt.Errorf("entry %d: %w", e.n, err))
+	}
+	if len(e.buf) > math.MaxInt32 {
+		return e.wrap(fmt.Errorf("entry %d has %d bytes, more than the format can hold", e.n, len(e.buf)))
+	}
+	e.u32(uint32(len(e.buf)))
+	_, err = e.w.Write(e.buf)
+	return e.wrap(err)
+}
+
+// u32 needs no error: a bufio.Writer keeps it until Flush.
+func (e *Encoder) u32(v uint32) {
+	var b [4]byte
+	binary.LittleEndian.PutUint32(b[:], v)
+	e.w.Write(b[:])
+}
+
+func (e *Encoder) wrap(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("image %s: %w", e.file, err)
+}

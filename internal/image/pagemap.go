@@ -1,0 +1,137 @@
+package image
+
+import (
+	"fmt"
+	"io"
+	"iter"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/pagemap"
+	"google.golang.org/protobuf/proto"
+)
+
+// PageSize is the unit of page maps. Every architecture that is supported has it.
+const PageSize = 4096
+
+// Flags of a run in a page map.
+const (
+	PEParent  uint32 = 1 << 0 // unchanged since the parent set, which holds the bytes
+	PELazy    uint32 = 1 << 1 // may be loaded after the task goes on
+	PEPresent uint32 = 1 << 2 // the bytes are in the pages file
+)
+
+// PagemapKind says whose pages a page map lists.
+type PagemapKind uint8
+
+const (
+	TaskPages  PagemapKind = iota // pagemap-PID.img: virtual addresses of a task
+	ShmemPages                    // pagemap-shmem-SHMID.img: offsets in a shared memory object
+)
+
+// Kind is the image of such a page map.
+func (k PagemapKind) Kind() Kind[*pagemap.PagemapEntry] {
+	if k == ShmemPages {
+		return PagemapShmem
+	}
+	return Pagemap
+}
+
+// Run is a stretch of pages with equal flags.
+type Run struct {
+	Addr  uint64 // first byte
+	Pages uint64
+	Flags uint32 // PEPresent, PELazy, PEParent
+}
+
+// End is the address after the last byte.
+func (r Run) End() uint64 { return r.Addr + r.Pages*PageSize }
+
+// Bytes is the size of the run.
+func (r Run) Bytes() uint64 { return r.Pages * PageSize }
+
+// PagemapReader reads one page map, one run at a time, whatever its size.
+type PagemapReader struct {
+	PagesID uint32 // which pages file holds the bytes of the runs that are PEPresent, in their order
+
+	dec   *Decoder
+	close io.Closer
+	entry pagemap.PagemapEntry
+	end   uint64
+}
+
+// ReadPagemap opens a page map; fs.ErrNotExist when there is none for this id.
+func ReadPagemap(src Source, kind PagemapKind, id uint64) (*PagemapReader, error) {
+	k := kind.Kind()
+	d, f, err := Open(src, k, id)
+	if err != nil {
+		return nil, err
+	}
+	p := &PagemapReader{dec: d, close: f}
+	m, err := d.Next()
+	if err == io.EOF {
+		err = Errorf(d.File(), -1, "there is no head")
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	p.PagesID = m.(*pagemap.PagemapHead).GetPagesId()
+	return p, nil
+}
+
+// Next returns the next run; io.EOF after the last. Runs ascend, do not overlap and end below 2^64.
+func (p *PagemapReader) Next() (Run, error) {
+	proto.Reset(&p.entry)
+	if err := p.dec.NextInto(&p.entry); err != nil {
+		return Run{}, err
+	}
+	run, err := runOf(&p.entry)
+	if err == nil && run.Addr < p.end {
+		err = fmt.Errorf("vaddr %#x is not past the run before, which ends at %#x", run.Addr, p.end)
+	}
+	if err != nil {
+		return Run{}, p.dec.fail(p.dec.Entry(), err)
+	}
+	p.end = run.End()
+	return run, nil
+}
+
+// Runs goes over the rest of the runs.
+func (p *PagemapReader) Runs() iter.Seq2[Run, error] {
+	return func(yield func(Run, error) bool) {
+		for {
+			run, err := p.Next()
+			if err == io.EOF || !yield(run, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// Close closes the image.
+func (p *PagemapReader) Close() error { return p.close.Close() }
+
+// runOf reads an entry as its writer meant it: criu before 4.0 had 32 bits for the number of pages, criu before
+// 2.3 in_parent instead of flags.
+func runOf(e *pagemap.PagemapEntry) (Run, error) {
+	r := Run{Addr: e.GetVaddr(), Pages: uint64(e.GetCompatNrPages()), Flags: e.GetFlags()}
+	if e.NrPages != nil {
+		r.Pages = e.GetNrPages()
+	}
+	if e.Flags == nil {
+		r.Flags = PEPresent
+		if e.GetInParent() {
+			r.Flags = PEParent
+		}
+	}
+	switch {
+	case len(e.ProtoReflect().GetUnknown()) > 0:
+		return r, fmt.Errorf("has fields criu 4.2 does not know; compressed pages are not read yet")
+	case r.Addr%PageSize != 0:
+		return r, fmt.Errorf("vaddr %#x is not on a page boundary", r.Addr)
+	case r.Pages > (1<<63)/PageSize || r.Addr+r.Pages*PageSize < r.Addr:
+		return r, fmt.Errorf("nr_pages %d at %#x goes past the address space", r.Pages, r.Addr)
+	case r.Flags&^(PEParent|PELazy|PEPresent) != 0:
+		return r, fmt.Errorf("flags %#x has bits that are not known", r.Flags)
+	}
+	return r, nil
+}

@@ -1,0 +1,186 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Source is where an image set is read from. Its methods may be called concurrently.
+type Source interface {
+	// Open opens an image file; errors.Is(err, fs.ErrNotExist) when the set has none of that name.
+	Open(name string) (io.ReadCloser, error)
+	// Exists says whether the set has a file of that name.
+	Exists(name string) (bool, error)
+	// OpenPages opens pages-ID.img.
+	OpenPages(id uint32) (*Pages, error)
+	// Parent opens the set that this one builds on (PE_PARENT); nil, nil when there is none.
+	Parent() (Source, error)
+	// Close gives back what the source holds; files it opened stay open.
+	Close() error
+	// String names the set in messages.
+	String() string
+}
+
+// Pages is an open pages file.
+type Pages struct {
+	*os.File
+	Size   int64 // bytes; -1 when not known
+	Stream bool  // only to be read from front to back: a pipe, no file
+}
+
+// PagesFile is the name of the file that holds the pages of the page map with this pages_id.
+func PagesFile(id uint32) string { return fmt.Sprintf("pages-%d.img", id) }
+
+// parentLink is the symbolic link in a set to the set it builds on.
+const parentLink = "parent"
+
+// maxParents bounds the chain of parents.
+const maxParents = 1024
+
+// Dir is an image set in a directory. The directory is opened once; every file is opened by its single-component
+// name relative to it and never through a link, so nobody who swaps names leads it anywhere else.
+type Dir struct {
+	dir   *os.File
+	path  string
+	below []unix.Stat_t // the sets whose parent this one is, to notice a circle
+}
+
+// OpenDir opens the image set in the directory path.
+func OpenDir(path string) (*Dir, error) {
+	f, err := os.OpenFile(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open images directory: %w", err)
+	}
+	return &Dir{dir: f, path: path}, nil
+}
+
+// NewDir makes a Source of an open directory, which it takes over.
+func NewDir(f *os.File) *Dir { return &Dir{dir: f, path: f.Name()} }
+
+func (d *Dir) String() string { return d.path }
+
+// Close closes the directory.
+func (d *Dir) Close() error { return d.dir.Close() }
+
+// Fd is the descriptor of the directory, valid until Close.
+func (d *Dir) Fd() int { return int(d.dir.Fd()) }
+
+// Open opens a regular file of the set.
+func (d *Dir) Open(name string) (io.ReadCloser, error) {
+	f, _, err := d.OpenFile(name)
+	if err != nil {
+		return nil, err // not a nil *os.File in the interface
+	}
+	return f, nil
+}
+
+// OpenFile is Open with the file itself and its size.
+func (d *Dir) OpenFile(name string) (*os.File, int64, error) {
+	if err := CheckName(name); err != nil {
+		return nil, 0, err
+	}
+	// O_NONBLOCK: a FIFO planted under the name must not hang the open. It means nothing to a regular file,
+	// but a task may inherit the descriptor, so it is taken off again.
+	fd, err := unix.Openat(int(d.dir.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err == unix.ELOOP {
+		return nil, 0, &fs.PathError{Op: "open", Path: d.join(name), Err: errors.New("is a symbolic link, which is not followed in an image set")}
+	}
+	if err != nil {
+		return nil, 0, &fs.PathError{Op: "open", Path: d.join(name), Err: err}
+	}
+	var st unix.Stat_t
+	if err = unix.Fstat(fd, &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		err = errors.New("is not a regular file")
+	}
+	if err == nil {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, 0, &fs.PathError{Op: "open", Path: d.join(name), Err: err}
+	}
+	return os.NewFile(uintptr(fd), d.join(name)), st.Size, nil
+}
+
+// Exists says whether there is a file of that name.
+func (d *Dir) Exists(name string) (bool, error) {
+	if err := CheckName(name); err != nil {
+		return false, err
+	}
+	var st unix.Stat_t
+	err := unix.Fstatat(int(d.dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if err == unix.ENOENT {
+		return false, nil
+	}
+	if err != nil {
+		return false, &fs.PathError{Op: "stat", Path: d.join(name), Err: err}
+	}
+	return true, nil
+}
+
+// OpenPages opens a pages file, to be read with pread by whoever has the descriptor.
+func (d *Dir) OpenPages(id uint32) (*Pages, error) {
+	f, size, err := d.OpenFile(PagesFile(id))
+	if err != nil {
+		return nil, err
+	}
+	return &Pages{File: f, Size: size}, nil
+}
+
+// Parent follows the link named parent, the only one there may be in a set. Whoever owns a set may point it at
+// sets of their own; only the superuser's link may lead to another owner's directory, else a set could be made
+// to show memory of somebody else.
+func (d *Dir) Parent() (Source, error) {
+	fail := func(err error) (Source, error) {
+		return nil, &fs.PathError{Op: "open", Path: d.join(parentLink), Err: err}
+	}
+	own, up := unix.Stat_t{}, unix.Stat_t{}
+	fd, err := unix.Openat(int(d.dir.Fd()), parentLink, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT {
+		if there, _ := d.Exists(parentLink); !there {
+			return nil, nil
+		}
+	}
+	if err != nil {
+		return fail(err)
+	}
+	f := os.NewFile(uintptr(fd), d.join(parentLink))
+	if err := errors.Join(unix.Fstat(int(d.dir.Fd()), &own), unix.Fstat(fd, &up)); err != nil {
+		f.Close()
+		return fail(err)
+	}
+	if own.Uid != 0 && own.Uid != up.Uid {
+		f.Close()
+		return fail(fmt.Errorf("user %d owns the set and user %d the one it points at", own.Uid, up.Uid))
+	}
+	below := append(d.below[:len(d.below):len(d.below)], own)
+	for _, st := range below {
+		if st.Dev == up.Dev && st.Ino == up.Ino {
+			f.Close()
+			return fail(errors.New("the chain of parents is a circle"))
+		}
+	}
+	if len(below) > maxParents {
+		f.Close()
+		return fail(fmt.Errorf("more than %d parents", maxParents))
+	}
+	return &Dir{dir: f, path: d.join(parentLink), below: below}, nil
+}
+
+func (d *Dir) join(name string) string { return filepath.Join(d.path, name) }
+
+// CheckName refuses what is no plain file name. Names that come from an image or a peer go through it before
+// they touch a directory.
+func CheckName(name string) error {
+	if name == "" || name == "." || name == ".." || len(name) > unix.NAME_MAX || strings.ContainsAny(name, "/\x00") {
+		return fmt.Errorf("%q cannot be the name of an image", name)
+	}
+	return nil
+}
