@@ -1,0 +1,76 @@
+package collectors
+
+import (
+	"cryo/internal/objid"
+	"cryo/internal/procfs"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/creds"
+	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fs"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/mm"
+)
+
+// State is what a task is doing in the image (the values of criu's task_state).
+type State uint32
+
+const (
+	// Alive is a task that runs or sleeps.
+	Alive State = 1
+	// Dead is a zombie: it has an exit status and a place in the tree, and nothing else.
+	Dead State = 2
+	// Stopped is a task in group stop (SIGSTOP, SIGTSTP, SIGTTIN or SIGTTOU).
+	Stopped State = 3
+)
+
+// Task is one process of the tree that is being dumped.
+type Task struct {
+	// Pid is the process id as the tool sees it; every /proc path and ptrace call uses it.
+	Pid int
+	// VPid, PGid and Sid are the ids in the tree's own pid namespace: the numbers that images carry.
+	VPid, PGid, Sid int
+	State           State
+	// ExitCode is the wait status of a zombie.
+	ExitCode int
+	// StopSignal is the signal that stopped a Stopped task.
+	StopSignal int
+
+	Parent   *Task // nil for the root of the tree
+	Children []*Task
+	// Threads lists all threads in order of tid; the leader is always first. Empty for a zombie.
+	Threads []*Thread
+
+	// Proc is the open /proc/PID; it stays valid (and answers ESRCH) if the pid is reused.
+	Proc   *procfs.Dir
+	Stat   *procfs.Stat
+	Status *procfs.Status // nil for a zombie
+
+	// IDs name the kernel objects the task uses; tasks that share one have the same number.
+	IDs objid.Kobj
+	// SharesFiles is the earlier task whose descriptor table this one shares; FDs is then empty.
+	SharesFiles *Task
+	FDs         []*fdinfo.FdinfoEntry
+
+	// MM is the memory image. Its Vmas are filled from Memory, the rest by CollectMM.
+	MM *mm.MmEntry
+	// FS names the working directory and the root.
+	FS *fs.FsEntry
+	// Core is the leader's core image; the threads' are in Threads.
+	Core *criu_core.CoreEntry
+}
+
+// Leader is the thread-group leader.
+func (t *Task) Leader() *Thread { return t.Threads[0] }
+
+// Live says whether the task has state beyond its exit status.
+func (t *Task) Live() bool { return t.State != Dead }
+
+// Thread is one thread of a task.
+type Thread struct {
+	// Tid is the thread id as the tool sees it, VTid in the tree's pid namespace.
+	Tid, VTid int
+	Status    *procfs.Status
+	// Creds are the thread's own credentials; threads may differ.
+	Creds *creds.CredsEntry
+	Core  *criu_core.CoreEntry
+}

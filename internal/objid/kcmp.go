@@ -1,0 +1,42 @@
+package objid
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// Type is a kind of object kcmp can compare (linux/kcmp.h).
+type Type int
+
+const (
+	File    Type = 0 // an open file description; the index is the descriptor
+	VM      Type = 1 // address space
+	FilesT  Type = 2 // descriptor table
+	FS      Type = 3 // root, working directory, umask
+	Sighand Type = 4 // signal actions
+)
+
+// Ref is one task's use of an object.
+type Ref struct {
+	Pid int
+	// Index is the descriptor for File, 0 otherwise.
+	Index int
+}
+
+// order compares two uses: 0 the same object, -1 or 1 the kernel's (arbitrary but stable) order.
+func order(typ Type, a, b Ref) (int, error) {
+	r, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(a.Pid), uintptr(b.Pid), uintptr(typ), uintptr(a.Index), uintptr(b.Index), 0)
+	if errno != 0 {
+		return 0, fmt.Errorf("kcmp of tasks %d and %d: %w", a.Pid, b.Pid, errno)
+	}
+	switch r {
+	case 0:
+		return 0, nil
+	case 1:
+		return -1, nil
+	case 2:
+		return 1, nil
+	}
+	return 0, fmt.Errorf("kcmp of tasks %d and %d: the kernel gives no order", a.Pid, b.Pid)
+}
