@@ -1,0 +1,126 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"testing"
+)
+
+var tools *Tools
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "cryo-e2e-")
+	if err != nil {
+		panic(err)
+	}
+	if tools, err = NewTools(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// workloads is the table of what is dumped and restored in every mode.
+var workloads = []struct {
+	name      string
+	args      []string
+	peerFails string // why criu 4.2 itself cannot restore it, empty when it can
+}{
+	{name: "idle"},
+	{name: "threads", args: []string{"8"}},
+	{name: "files"},
+	{name: "signals"},
+	{name: "tree"},
+	{name: "orphan", peerFails: "criu hands the orphan to init, not to its subreaper"},
+	{name: "memory"},
+	{name: "ring", args: []string{"20"}},
+}
+
+// eachWorkload runs body on a fresh instance of every workload.
+func eachWorkload(t *testing.T, body func(t *testing.T, start func() *Target)) {
+	RequireRoot(t)
+	for _, w := range workloads {
+		t.Run(w.name, func(t *testing.T) {
+			body(t, func() *Target { return tools.StartWorkload(t, w.name, w.args...) })
+		})
+	}
+}
+
+func TestDumpRestore(t *testing.T) {
+	eachWorkload(t, func(t *testing.T, start func() *Target) {
+		target, images := start(), t.TempDir()
+		target.Dump(tools.Criu, images)
+		target.Restore(tools.Criu, images)
+		target.Go()
+	})
+}
+
+func TestTwiceInARow(t *testing.T) {
+	eachWorkload(t, func(t *testing.T, start func() *Target) {
+		target := start()
+		for range 2 {
+			images := t.TempDir()
+			target.Dump(tools.Criu, images)
+			target.Restore(tools.Criu, images)
+		}
+		target.Go()
+	})
+}
+
+func TestLeaveRunningAndRollBack(t *testing.T) {
+	eachWorkload(t, func(t *testing.T, start func() *Target) {
+		target, images := start(), t.TempDir()
+		target.Dump(tools.Criu, images, "--leave-running")
+		if !target.Alive() {
+			t.Fatal("the target did not survive --leave-running")
+		}
+		target.Kill()
+		target.Restore(tools.Criu, images)
+		target.Go()
+	})
+}
+
+// TestLeaveRunning lets the target itself say that a dump changed nothing.
+func TestLeaveRunning(t *testing.T) {
+	eachWorkload(t, func(t *testing.T, start func() *Target) {
+		target := start()
+		target.Dump(tools.Criu, t.TempDir(), "--leave-running")
+		target.Go()
+	})
+}
+
+func TestPeerRestoresOurs(t *testing.T) {
+	eachPeerWorkload(t, func(t *testing.T, start func() *Target) {
+		target, images := start(), t.TempDir()
+		target.Dump(tools.Criu, images)
+		target.Restore(tools.Peer, images)
+		target.Go()
+	})
+}
+
+func TestOursRestoresPeers(t *testing.T) {
+	eachPeerWorkload(t, func(t *testing.T, start func() *Target) {
+		target, images := start(), t.TempDir()
+		target.Dump(tools.Peer, images)
+		target.Restore(tools.Criu, images)
+		target.Go()
+	})
+}
+
+// eachPeerWorkload is eachWorkload for what criu 4.2 can do as well.
+func eachPeerWorkload(t *testing.T, body func(t *testing.T, start func() *Target)) {
+	RequireRoot(t)
+	if tools.Peer == "" {
+		t.Skip("CRIU_PEER names no criu binary")
+	}
+	for _, w := range workloads {
+		t.Run(w.name, func(t *testing.T) {
+			if w.peerFails != "" {
+				t.Skip("not a task for the peer: " + w.peerFails)
+			}
+			body(t, func() *Target { return tools.StartWorkload(t, w.name, w.args...) })
+		})
+	}
+}
