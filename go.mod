@@ -3,7 +3,7 @@ module cryo
 go 1.26.0
 
 require (
-	github.com/checkpoint-restore/go-criu/v8 v8.3.0
+	github.com/checkpoint-restore/go-criu/v8 v8.4.0
 	golang.org/x/sys v0.49.0
 	google.golang.org/protobuf v1.36.12
 )
