@@ -1,0 +1,90 @@
+package options
+
+import (
+	"fmt"
+	"reflect"
+)
+
+// Capability is a part of the tool that options and verbs need; the text names it in a refusal.
+type Capability string
+
+// The capabilities. Whoever builds one adds it to built, in the same change.
+const (
+	Core        Capability = ""
+	Never       Capability = "it is deprecated"
+	Incremental Capability = "incremental dumps"
+	Lazy        Capability = "lazy restore"
+	PageServing Capability = "the page server"
+	TLSWire     Capability = "TLS"
+	Streamer    Capability = "streaming images"
+	RPCService  Capability = "the RPC service"
+	UnixSockets Capability = "UNIX sockets"
+	TCP         Capability = "TCP connections"
+	Locks       Capability = "file locks"
+	Ghosts      Capability = "deleted files"
+	Devices     Capability = "evading missing devices"
+	Notify      Capability = "inotify and fanotify watches"
+	ExternalRes Capability = "external resources"
+	Inherit     Capability = "inherited descriptors"
+	Validation  Capability = "file validation"
+	Terminals   Capability = "terminals"
+	Mounts      Capability = "mount namespaces"
+	Namespaces  Capability = "namespaces"
+	Cgroups     Capability = "control groups"
+	CgFreezer   Capability = "freezing by control group"
+	LSM         Capability = "security profiles"
+	Plugins     Capability = "plugins"
+	Uprobes     Capability = "user probes"
+	Tracing     Capability = "tracing"
+	DryRunning  Capability = "the dry run"
+	Syncing     Capability = "putting a set on stable storage"
+	CPUChecks   Capability = "comparing processors"
+)
+
+// built lists what there is. It is the one place to change when a capability lands.
+var built = map[Capability]bool{
+	Core:        true,
+	Ghosts:      true,
+	Validation:  true,
+	Inherit:     true,
+	Terminals:   true,
+	ExternalRes: true,
+}
+
+// Built reports whether the tool has a capability.
+func (c Capability) Built() bool { return built[c] }
+
+// NotBuiltError is the refusal of an option or verb whose capability is not there yet.
+type NotBuiltError struct {
+	What string // as the user wrote it: "--lazy-pages", "criu dedup"
+	Capability
+}
+
+func (e *NotBuiltError) Error() string {
+	if e.Capability == Never {
+		return fmt.Sprintf("%s: %s", e.What, string(e.Capability))
+	}
+	return fmt.Sprintf("%s: %s: not built yet in this version", e.What, string(e.Capability))
+}
+
+// Check refuses a verb, or an option that differs from its default and applies to the verb, when what it needs is
+// not built. An option that does not apply to the verb changes nothing, as in criu, where drivers give the same options
+// to dump and restore.
+func (o *Options) Check() error {
+	for _, r := range Verbs {
+		if r.Verb == o.Verb && !r.Needs.Built() {
+			return &NotBuiltError{"criu " + r.Name, r.Needs}
+		}
+	}
+	def := Default()
+	for i := range Table {
+		row := &Table[i]
+		if row.Needs.Built() || row.Verbs&o.Verb == 0 {
+			continue
+		}
+		if !reflect.DeepEqual(row.value(o), row.value(def)) {
+			return &NotBuiltError{"--" + row.Long, row.Needs}
+		}
+	}
+	return nil
+}
