@@ -8,3 +8,5 @@ require (
 	golang.org/x/sys v0.49.0
 	google.golang.org/protobuf v1.36.12
 )
+
+require golang.org/x/sync v0.24.0
