@@ -110,18 +110,18 @@ func (p *PagemapReader) Runs() iter.Seq2[Run, error] {
 // Close closes the image.
 func (p *PagemapReader) Close() error { return p.close.Close() }
 
-// runOf reads an entry as its writer meant it: criu before 4.0 had 32 bits for the number of pages, criu before
-// 2.3 in_parent instead of flags.
+// runOf reads an entry as its writer meant it: criu before 4.2 had 32 bits for the number of pages, and very
+// old ones in_parent instead of flags.
 func runOf(e *pagemap.PagemapEntry) (Run, error) {
 	r := Run{Addr: e.GetVaddr(), Pages: uint64(e.GetCompatNrPages()), Flags: e.GetFlags()}
 	if e.NrPages != nil {
 		r.Pages = e.GetNrPages()
 	}
-	if e.Flags == nil {
+	switch {
+	case e.GetInParent():
+		r.Flags |= PEParent
+	case e.Flags == nil:
 		r.Flags = PEPresent
-		if e.GetInParent() {
-			r.Flags = PEParent
-		}
 	}
 	switch {
 	case len(e.ProtoReflect().GetUnknown()) > 0:
