@@ -1,0 +1,192 @@
+package pagemap
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// PageSize is the unit of regions. Every architecture that is supported has it.
+const PageSize = 4096
+
+// Category is a set of properties of a page, the PAGE_IS_* of linux/fs.h.
+type Category uint64
+
+// The categories.
+const (
+	WPAllowed Category = 1 << iota // asynchronous write protection can be used on it
+	Written                        // written since it was write protected
+	File                           // of a file or of shared memory, not the task's own
+	Present                        // in memory
+	Swapped                        // in swap
+	PFNZero                        // the kernel's page of zeros
+	Huge                           // part of a huge page
+	SoftDirty                      // written since clear_refs
+	Guard                          // MADV_GUARD_INSTALL; such a page is Swapped too
+)
+
+// Region is a run of pages with equal categories, as far as they were asked for.
+type Region struct {
+	Start, End uint64 // addresses in bytes
+	Categories Category
+}
+
+// Len is the length in bytes.
+func (r Region) Len() uint64 { return r.End - r.Start }
+
+// Query selects pages and what is told of them, with the meaning the masks have for PAGEMAP_SCAN: a page is
+// selected when, after the categories in Inverted are flipped, it has all of Mask and at least one of AnyOf
+// (if there are any).
+type Query struct {
+	Inverted, Mask, AnyOf, Return Category
+}
+
+// Own selects the pages that are the task's own and not those of a file, and have a content: it leaves out
+// the zero page. Guard pages come along, as they cannot be told from swapped ones, and are marked.
+var Own = Query{Inverted: File | PFNZero, Mask: File | PFNZero, AnyOf: Present | Swapped, Return: Guard}
+
+// Guards selects the pages of guard regions. Kernels before 6.15 answer it with nothing.
+var Guards = Query{Mask: Guard, Return: Guard}
+
+// Populated selects every page that has a content, be it of a file or not.
+var Populated = Query{AnyOf: Present | Swapped, Return: Guard}
+
+// Map is the open /proc/PID/pagemap of a task. It is used by one goroutine at a time.
+type Map struct {
+	f    *os.File
+	scan bool // PAGEMAP_SCAN works
+	vec  []pageRegion
+	buf  []byte // of the fallback
+}
+
+// Bounds of what is asked for in one call: regions of a scan, pages of a read.
+const (
+	maxRegions = 4096
+	maxPages   = 32768
+)
+
+// Open opens the page map of task pid.
+func Open(pid int) (*Map, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/pagemap", pid))
+	if err != nil {
+		return nil, fmt.Errorf("page map of task %d: %w", pid, err)
+	}
+	return &Map{f: f, scan: probe().scan}, nil
+}
+
+// Close closes it.
+func (m *Map) Close() error { return m.f.Close() }
+
+// Scan calls yield for each region in [start, end) that q selects, in the order of addresses, no two that
+// touch having the same categories. It ends at the first error of yield.
+func (m *Map) Scan(start, end uint64, q Query, yield func(Region) error) error {
+	joined := joiner{yield: yield}
+	var err error
+	if m.scan {
+		err = m.scanIoctl(start, end, q, joined.add)
+	} else {
+		err = m.scanFile(start, end, q, joined.add)
+	}
+	if err != nil {
+		return err
+	}
+	return joined.flush()
+}
+
+// joiner puts regions together that a call's bounds have cut.
+type joiner struct {
+	last  Region
+	yield func(Region) error
+}
+
+func (j *joiner) add(r Region) error {
+	if j.last.End == r.Start && j.last.Categories == r.Categories && j.last.Len() > 0 {
+		j.last.End = r.End
+		return nil
+	}
+	if err := j.flush(); err != nil {
+		return err
+	}
+	j.last = r
+	return nil
+}
+
+func (j *joiner) flush() error {
+	if j.last.Len() == 0 {
+		return nil
+	}
+	r := j.last
+	j.last = Region{}
+	return j.yield(r)
+}
+
+// pageRegion is struct page_region of linux/fs.h.
+type pageRegion struct {
+	start, end, categories uint64
+}
+
+// scanArg is struct pm_scan_arg of linux/fs.h.
+type scanArg struct {
+	size, flags, start, end, walkEnd uint64
+	vec                              unsafe.Pointer
+	vecLen, maxPages                 uint64
+	inverted, mask, anyOf, ret       Category
+}
+
+const scanIoctlNumber = 0xc0606610 // _IOWR('f', 16, struct pm_scan_arg)
+
+func (m *Map) scanIoctl(start, end uint64, q Query, yield func(Region) error) error {
+	if m.vec == nil {
+		m.vec = make([]pageRegion, maxRegions)
+	}
+	if !probe().guard {
+		if q.Mask&Guard != 0 {
+			return nil
+		}
+		q.Return &^= Guard
+	}
+	for start < end {
+		n, walked, err := scanCall(int(m.f.Fd()), start, end, q, m.vec)
+		if err != nil {
+			return fmt.Errorf("%s at %x: %w", m.f.Name(), start, err)
+		}
+		for _, r := range m.vec[:n] {
+			if err := yield(Region{r.start, r.end, Category(r.categories)}); err != nil {
+				return err
+			}
+		}
+		if walked <= start {
+			return fmt.Errorf("%s: PAGEMAP_SCAN does not get past %x", m.f.Name(), start)
+		}
+		start = walked
+	}
+	return nil
+}
+
+// scanCall is one PAGEMAP_SCAN: how many regions it found and how far it came.
+func scanCall(fd int, start, end uint64, q Query, vec []pageRegion) (n int, walked uint64, err error) {
+	for {
+		arg := scanArg{start: start, end: end, vec: unsafe.Pointer(&vec[0]), vecLen: uint64(len(vec)),
+			inverted: q.Inverted, mask: q.Mask, anyOf: q.AnyOf, ret: q.Return}
+		if arg.ret == 0 {
+			arg.ret = Present // the kernel wants regions to say something
+		}
+		arg.size = uint64(unsafe.Sizeof(arg))
+		r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), scanIoctlNumber, uintptr(unsafe.Pointer(&arg)))
+		if errors.Is(errno, unix.EINTR) {
+			continue
+		}
+		if errno != 0 {
+			return 0, 0, os.NewSyscallError("PAGEMAP_SCAN", errno)
+		}
+		if q.Return == 0 {
+			for i := range vec[:r] {
+				vec[i].categories = 0
+			}
+		}
+		return int(r), arg.walkEnd, nil
+	}
+}

@@ -1,0 +1,141 @@
+package vma
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+)
+
+// Flags are the properties of a mapping that only the VmFlags line of /proc/PID/smaps tells.
+type Flags uint32
+
+// The flags that matter to a dump, with the two letters the kernel prints for them.
+const (
+	GrowsDown   Flags = 1 << iota // gd: a stack
+	Locked                        // lo: mlock
+	LockOnFault                   // lf: mlock2(MLOCK_ONFAULT)
+	NoReserve                     // nr: MAP_NORESERVE
+	Hugetlb                       // ht
+	Droppable                     // dp: MAP_DROPPABLE, Linux 6.11
+	Sequential                    // sr: MADV_SEQUENTIAL
+	Random                        // rr: MADV_RANDOM
+	DontFork                      // dc: MADV_DONTFORK
+	DontDump                      // dd: MADV_DONTDUMP
+	Mergeable                     // mg: MADV_MERGEABLE
+	HugePage                      // hg: MADV_HUGEPAGE
+	NoHugePage                    // nh: MADV_NOHUGEPAGE
+	WipeOnFork                    // wf: MADV_WIPEONFORK
+	IO                            // io: memory of a device
+	PFNMap                        // pf: pages without a struct page
+	ShadowStack                   // ss
+	UffdMissing                   // um: registered with a userfaultfd
+	UffdWP                        // uw: the same, write protection
+	UffdMinor                     // ui: the same, minor faults
+	Sealed                        // sl: mseal, Linux 6.10
+)
+
+var flagLetters = map[[2]byte]Flags{
+	{'g', 'd'}: GrowsDown, {'l', 'o'}: Locked, {'l', 'f'}: LockOnFault, {'n', 'r'}: NoReserve,
+	{'h', 't'}: Hugetlb, {'d', 'p'}: Droppable, {'s', 'r'}: Sequential, {'r', 'r'}: Random,
+	{'d', 'c'}: DontFork, {'d', 'd'}: DontDump, {'m', 'g'}: Mergeable, {'h', 'g'}: HugePage,
+	{'n', 'h'}: NoHugePage, {'w', 'f'}: WipeOnFork, {'i', 'o'}: IO, {'p', 'f'}: PFNMap,
+	{'s', 's'}: ShadowStack, {'u', 'm'}: UffdMissing, {'u', 'w'}: UffdWP, {'u', 'i'}: UffdMinor,
+	{'s', 'l'}: Sealed,
+}
+
+// ReadFlags reads the flags of the given mappings of task pid, one for each, in their order. The mappings
+// are those of List and the task has not run since; a mapping that smaps does not show is an error.
+func ReadFlags(pid int, maps []Mapping) ([]Flags, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps", pid))
+	if err != nil {
+		return nil, fmt.Errorf("flags of the mappings of task %d: %w", pid, err)
+	}
+	defer f.Close()
+	flags := make([]Flags, len(maps))
+	next := 0
+	err = scanFlags(f, func(start uint64, fl Flags) {
+		for next < len(maps) && maps[next].Start < start {
+			next++
+		}
+		if next < len(maps) && maps[next].Start == start {
+			flags[next] = fl
+			next++
+		}
+	})
+	if err == nil && next < len(maps) {
+		err = fmt.Errorf("mapping %x is gone, does the task run?", maps[next].Start)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("flags of the mappings of task %d: %w", pid, err)
+	}
+	return flags, nil
+}
+
+var vmFlags = []byte("\nVmFlags:")
+
+// scanFlags finds the VmFlags lines of smaps. They end the record of a mapping, so the next line begins
+// the next one; the 20 lines between are jumped over, as parsing them would cost as much as the kernel
+// takes to print them.
+func scanFlags(r io.Reader, found func(start uint64, fl Flags)) error {
+	buf := make([]byte, 0, 64<<10)
+	for {
+		n, err := r.Read(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
+		rest := buf
+		for {
+			record, line, after, ok := cutRecord(rest)
+			if !ok {
+				break
+			}
+			start, perr := recordStart(record)
+			if perr != nil {
+				return perr
+			}
+			found(start, parseFlags(line))
+			rest = after
+		}
+		if len(rest) == cap(buf) {
+			return fmt.Errorf("a record of smaps is longer than %d bytes", cap(buf))
+		}
+		buf = buf[:copy(buf[:cap(buf)], rest)]
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// cutRecord cuts the first whole record off text: up to its VmFlags line, the letters in that, what follows.
+func cutRecord(text []byte) (record, letters, after []byte, ok bool) {
+	at := bytes.Index(text, vmFlags)
+	if at < 0 {
+		return nil, nil, nil, false
+	}
+	letters, after, ok = bytes.Cut(text[at+len(vmFlags):], []byte("\n"))
+	return text[:at], letters, after, ok
+}
+
+func recordStart(record []byte) (uint64, error) {
+	start, _, _ := bytes.Cut(record[:min(len(record), 17)], []byte("-"))
+	n, err := strconv.ParseUint(string(start), 16, 64)
+	if err != nil {
+		return 0, fmt.Errorf("record of smaps begins with %q", record[:min(len(record), 40)])
+	}
+	return n, nil
+}
+
+func parseFlags(letters []byte) (fl Flags) {
+	for len(letters) >= 2 {
+		if letters[0] == ' ' {
+			letters = letters[1:]
+			continue
+		}
+		fl |= flagLetters[[2]byte{letters[0], letters[1]}]
+		letters = letters[2:]
+	}
+	return fl
+}

@@ -1,0 +1,156 @@
+package vma
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"unsafe"
+
+	"cryo/internal/procfs"
+
+	"golang.org/x/sys/unix"
+)
+
+// List lists the mappings of task pid in the order of their addresses. It is a consistent picture only
+// while nothing in the task runs. It asks by PROCMAP_QUERY where the kernel has it (6.11) and reads the
+// text of /proc/PID/maps elsewhere.
+func List(pid int) ([]Mapping, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/maps", pid))
+	if err != nil {
+		return nil, fmt.Errorf("mappings of task %d: %w", pid, err)
+	}
+	defer f.Close()
+	maps, err := query(int(f.Fd()))
+	if errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EINVAL) {
+		maps, err = parseMaps(f)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("mappings of task %d: %w", pid, err)
+	}
+	return maps, nil
+}
+
+// procmapQuery is struct procmap_query of linux/fs.h.
+type procmapQuery struct {
+	size, queryFlags, queryAddr uint64
+	start, end, flags           uint64
+	pageSize, offset, inode     uint64
+	devMajor, devMinor          uint32
+	nameSize, buildIDSize       uint32
+	nameAddr                    unsafe.Pointer
+	buildIDAddr                 uint64
+}
+
+const (
+	procmapQueryIoctl   = 0xc0686611 // _IOWR('f', 17, struct procmap_query)
+	queryCoveringOrNext = 0x10
+	queryReadable       = 0x01
+	queryWritable       = 0x02
+	queryExecutable     = 0x04
+	queryShared         = 0x08
+)
+
+// query walks the mappings by PROCMAP_QUERY. The gate area ([vsyscall]) is no mapping of the task and the
+// ioctl does not know it; the text shows it in every task, so it is taken from this process.
+func query(fd int) ([]Mapping, error) {
+	name := make([]byte, unix.PathMax+len(deletedSuffix)+1)
+	var maps []Mapping
+	var addr uint64
+	for {
+		q := procmapQuery{queryFlags: queryCoveringOrNext, queryAddr: addr,
+			nameSize: uint32(len(name)), nameAddr: unsafe.Pointer(&name[0])}
+		q.size = uint64(unsafe.Sizeof(q))
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), procmapQueryIoctl, uintptr(unsafe.Pointer(&q)))
+		if errno == unix.EINTR {
+			continue
+		}
+		if errno == unix.ENOENT {
+			break
+		}
+		if errno != 0 {
+			return nil, os.NewSyscallError("PROCMAP_QUERY", errno)
+		}
+		m := Mapping{Start: q.start, End: q.end, Offset: q.offset, Inode: q.inode,
+			Shared: q.flags&queryShared != 0, Prot: queryProt(q.flags)}
+		if q.devMajor|q.devMinor != 0 {
+			m.Dev = unix.Mkdev(q.devMajor, q.devMinor)
+		}
+		if q.nameSize > 1 {
+			m.Name = reuse(maps, name[:q.nameSize-1])
+		}
+		maps = append(maps, m)
+		addr = q.end
+	}
+	if gate := gateArea(); gate != nil && len(maps) > 0 {
+		maps = append(maps, *gate)
+	}
+	return maps, nil
+}
+
+func queryProt(flags uint64) (prot uint32) {
+	for _, b := range [...]struct {
+		flag uint64
+		prot uint32
+	}{{queryReadable, unix.PROT_READ}, {queryWritable, unix.PROT_WRITE}, {queryExecutable, unix.PROT_EXEC}} {
+		if flags&b.flag != 0 {
+			prot |= b.prot
+		}
+	}
+	return prot
+}
+
+// reuse makes a string of name; the segments of one file follow each other and share one string.
+func reuse(maps []Mapping, name []byte) string {
+	if n := len(maps); n > 0 && maps[n-1].Name == string(name) {
+		return maps[n-1].Name
+	}
+	return string(name)
+}
+
+// gateArea is the vsyscall page of this machine, nil where it has none.
+var gateArea = sync.OnceValue(func() *Mapping {
+	text, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		return nil
+	}
+	maps, err := parseMaps(bytes.NewReader(text))
+	if err != nil || len(maps) == 0 || maps[len(maps)-1].Name != vsyscallName {
+		return nil
+	}
+	return &maps[len(maps)-1]
+})
+
+// parseMaps reads the text of /proc/PID/maps.
+func parseMaps(r io.Reader) ([]Mapping, error) {
+	text, err := io.ReadAll(r)
+	if err != nil {
+		return nil, err
+	}
+	lines, err := procfs.ParseMaps("maps", text)
+	if err != nil {
+		return nil, err
+	}
+	maps := make([]Mapping, 0, len(lines))
+	for _, l := range lines {
+		m := Mapping{Start: l.Start, End: l.End, Offset: l.Offset, Inode: l.Ino, Shared: l.Perms[3] == 's'}
+		for i, bit := range []uint32{unix.PROT_READ, unix.PROT_WRITE, unix.PROT_EXEC} {
+			if l.Perms[i] != '-' {
+				m.Prot |= bit
+			}
+		}
+		if l.Major|l.Minor != 0 {
+			m.Dev = unix.Mkdev(l.Major, l.Minor)
+		}
+		m.Name = reuse(maps, unescape(l.Name))
+		maps = append(maps, m)
+	}
+	return maps, nil
+}
+
+// unescape undoes the one escape of the text form, newlines as octal.
+func unescape(name string) []byte {
+	return bytes.ReplaceAll([]byte(name), []byte(`\012`), []byte("\n"))
+}
