@@ -10,3 +10,5 @@ require (
 )
 
 require golang.org/x/sync v0.24.0
+
+require github.com/aperturerobotics/protobuf-go-lite v0.15.0 // indirect
