@@ -31,12 +31,13 @@ const (
 type Event struct {
 	Kind     EventKind
 	At       time.Duration // since the start of the run
-	Took     time.Duration // of an ItemEnd: since its ItemStart
+	Took     time.Duration // of an ItemEnd or UndoEnd: since its start
 	Stage    string
 	Worker   int
 	Item     string // name of the item or undo step
 	Queue    int    // of an ItemStart: items waiting in the stage's inputs
 	QueueCap int
+	Bytes    int64 // of an ItemEnd: what the stage has counted so far
 	Err      error // of an end
 }
 
@@ -153,7 +154,7 @@ func (r *run) itemEnd(s *Stage, item string, began time.Duration, err error) {
 	now := r.clock()
 	s.n.stat.busy.Add(int64(now - began))
 	s.n.stat.last.Store(int64(now))
-	r.tell(Event{Kind: ItemEnd, At: now, Took: now - began, Stage: s.n.name, Worker: s.worker, Item: item, Err: err})
+	r.tell(Event{Kind: ItemEnd, At: now, Took: now - began, Stage: s.n.name, Worker: s.worker, Item: item, Bytes: s.n.stat.bytes.Load(), Err: err})
 }
 
 // begun notes that the stage has something to do.

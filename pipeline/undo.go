@@ -27,6 +27,13 @@ type undoCore struct {
 	tell    func(Event)
 }
 
+// report tells the observers of the run, if there is one.
+func (c *undoCore) report(e Event) {
+	if c.tell != nil {
+		c.tell(e)
+	}
+}
+
 // UndoStep is one step of the stack.
 type UndoStep struct {
 	core   *undoCore
@@ -117,9 +124,8 @@ func (s *UndoStep) Run(ctx context.Context) error {
 
 // do runs a step that is off the stack.
 func (s *UndoStep) do(ctx context.Context) error {
-	if s.core.tell != nil {
-		s.core.tell(Event{Kind: UndoStart, Stage: s.stage, Item: s.name})
-	}
+	began := time.Now()
+	s.core.report(Event{Kind: UndoStart, Stage: s.stage, Item: s.name})
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.bound)
 	defer cancel()
 	done := make(chan error, 1)
@@ -141,9 +147,7 @@ func (s *UndoStep) do(ctx context.Context) error {
 	} else {
 		err = fmt.Errorf("undo %s: %w", s.name, err)
 	}
-	if s.core.tell != nil {
-		s.core.tell(Event{Kind: UndoEnd, Stage: s.stage, Item: s.name, Err: err})
-	}
+	s.core.report(Event{Kind: UndoEnd, Stage: s.stage, Item: s.name, Took: time.Since(began), Err: err})
 	return err
 }
 
