@@ -17,9 +17,12 @@ func declareWatched() *Graph {
 	g := New("dump")
 	in := Source(g, "seize", count(10), Doc(`freezes the tree and "lists" it`))
 	all := Gather(g, "gather", Map(g, "write", in, func(s *Stage, v int) (int, error) {
+		if v == 0 {
+			s.Progress(0, 10)
+		}
 		time.Sleep(50 * time.Millisecond)
 		s.Bytes(1000)
-		s.Progress(int64(v+1), 10)
+		s.Progress(1, 0)
 		return v, nil
 	}, Workers(2), InOrder(), Buffer(3)))
 	Sink(g, "commit", all, func(s *Stage, _ []int) error { return nil })

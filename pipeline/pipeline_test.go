@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -338,7 +339,9 @@ func TestError(t *testing.T) {
 
 func TestPanic(t *testing.T) {
 	cause := errors.New("oops")
+	var log strings.Builder
 	g := New("t")
+	g.SetLogger(slog.New(slog.NewTextHandler(&log, nil)))
 	Sink(g, "b", Source(g, "a", count(3)), func(_ *Stage, v int) error { panic(cause) })
 	err := g.Run(t.Context())
 	var p *PanicError
@@ -347,6 +350,9 @@ func TestPanic(t *testing.T) {
 	}
 	if long := fmt.Sprintf("%+v", p); !strings.Contains(long, "TestPanic") {
 		t.Errorf("no stack in %s", long)
+	}
+	if !strings.Contains(log.String(), "TestPanic") {
+		t.Errorf("no stack in the log: %s", log.String())
 	}
 }
 

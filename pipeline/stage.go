@@ -38,11 +38,12 @@ func (s *Stage) Bytes(n int64) {
 	}
 }
 
-// Progress tells observers how much of a known total the stage has done, in whatever unit it counts.
+// Progress tells observers that the stage has done so many more units, of whatever it counts, and that so many more are
+// to be done in all. Workers may add to both as they go: Progress(0, 100) announces work, Progress(1, 0) does some.
 func (s *Stage) Progress(done, total int64) {
 	if s.run.watched() {
-		s.n.stat.total.Store(total)
-		s.n.stat.done.Store(done)
+		s.n.stat.total.Add(total)
+		s.n.stat.done.Add(done)
 	}
 }
 
