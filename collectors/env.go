@@ -1,13 +1,48 @@
 package collectors
 
-import "cryo/internal/objid"
+import (
+	"context"
+	"slices"
+	"strings"
 
-// Env is what all stages of one dump may use at any time: services that are safe for concurrent use, no task state.
+	"cryo/internal/image"
+	"cryo/internal/objid"
+	"cryo/internal/options"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fown"
+	"google.golang.org/protobuf/proto"
+)
+
+// Env is what all stages of one dump may use at any time: services, no task state. What is not said to be for one
+// goroutine is safe for concurrent use.
 type Env struct {
+	Options *options.Options
+	// DryRun says that nothing outside may change: no links, and Images keeps nothing.
+	DryRun bool
+	// Images is where image files are created.
+	Images image.Creator
 	// Obstacles is where a collector notes what it cannot dump, in place of failing.
 	Obstacles *Obstacles
-	// IDs allocates the numbers of kernel objects. Call it in task order only.
+	// IDs allocates the numbers of kernel objects. For one goroutine, in task order.
 	IDs *objid.Allocator
-	// Files knows every open file that the images will name. Call it in task order only.
+	// Files knows every open file that the images will name. For one goroutine, in task order.
 	Files *Files
+	// Undo puts how to take back a change of the outside world on the dump's undo stack.
+	Undo func(name string, back func(context.Context) error) error
+	// VPid translates a pid of the tool's namespace to the tree's; 0 if it has none there.
+	VPid func(pid int) int
+}
+
+// External says whether the user declared an object, named as in --external NAME or NAME:KEY, to stay outside.
+func (e *Env) External(name string) bool {
+	return slices.ContainsFunc(e.Options.External, func(given string) bool {
+		return given == name || strings.HasPrefix(given, name+":")
+	})
+}
+
+// localizeOwner translates the pid that a file's signals go to into the tree's namespace.
+func (e *Env) localizeOwner(o *fown.FownEntry) {
+	if pid := o.GetPid(); pid != 0 && e.VPid != nil {
+		o.Pid = proto.Uint32(uint32(e.VPid(int(pid))))
+	}
 }

@@ -1,15 +1,205 @@
 package collectors
 
+import (
+	"errors"
+	"fmt"
+
+	"cryo/internal/image"
+	"cryo/internal/objid"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+	pipe_data "github.com/checkpoint-restore/go-criu/v8/crit/images/pipe-data"
+	remap_file_path "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+)
+
+// Collector is the dump half of one kind of descriptor.
+type Collector interface {
+	// Match says whether the file is of this kind. Collectors are asked in the order of their table.
+	Match(*Probe) bool
+	// Collect makes the entry of a file that is met for the first time; id is its number. What it needs beside
+	// the entry (contents, a second entry) it gives to Files. An [Obstacle] as error is noted and the pass goes on.
+	Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error)
+}
+
+// Kind is one row of the table of kinds: the type its entries carry and who makes them.
+type Kind struct {
+	Type fdinfo.FdTypes
+	Collector
+}
+
 // Files is the table of all files that the images name: descriptors, working and root directories, executables, mapped
 // files. One open file description has one entry; a path that is named without a descriptor (exe, cwd, root, a mapping)
 // has one entry for each inode and mount.
 //
-// Calls are made in task order by one goroutine, so that ids follow the tree and not the scheduler.
-type Files struct{}
+// Calls are made in task order by one goroutine, so that ids follow the tree and not the scheduler. Contents (of pipes,
+// of deleted files) go to the image set at once and are never held in memory.
+type Files struct {
+	env     *Env
+	kinds   []Kind
+	entries []*fdinfo.FileEntry
+	types   map[uint32]fdinfo.FdTypes // what kind each id of a descriptor became
+	named   map[inode]uint32
+	remaps  []*remap_file_path.RemapFilePathEntry
+	ghosts  map[inode]uint32 // number of the ghost file
+	dead    map[int]bool     // pids of dead processes whose /proc files are open
+
+	pipes     map[uint64]bool // pipes whose contents are stored
+	pipesData *image.Output[*pipe_data.PipeDataEntry]
+	fifoData  *image.Output[*pipe_data.PipeDataEntry]
+}
+
+// inode names a file as it is seen through one mount.
+type inode struct {
+	dev, ino uint64
+	mnt      int
+}
+
+// NewFiles returns an empty table with the given kinds.
+func NewFiles(env *Env, kinds []Kind) *Files {
+	return &Files{
+		env: env, kinds: kinds, types: map[uint32]fdinfo.FdTypes{}, named: map[inode]uint32{},
+		ghosts: map[inode]uint32{}, dead: map[int]bool{}, pipes: map[uint64]bool{},
+	}
+}
+
+// Collect turns the probed descriptors of a task into entries of its fdinfo image and of the table. What cannot be
+// dumped becomes an obstacle and gets no entry.
+func (f *Files) Collect(t *Task, probes []*Probe) error {
+	for _, p := range probes {
+		// Only what cannot change may be part of the key: the position moves if someone outside of the tree shares
+		// the file.
+		key := objid.Key{Dev: p.Stat.Dev, Ino: p.Stat.Ino, Extra: uint64(p.Flags & (unix.O_ACCMODE | unix.O_PATH))}
+		id, fresh, err := f.env.IDs.ID(objid.File, key, objid.Ref{Pid: t.Pid, Index: p.FD})
+		if err != nil {
+			return fmt.Errorf("fd %d: %w", p.FD, err)
+		}
+		if fresh {
+			if err := f.collect(p, id); err != nil {
+				return err
+			}
+		}
+		typ, known := f.types[id]
+		if !known {
+			continue // an obstacle
+		}
+		flags := uint32(0)
+		if p.Info.Flags&unix.O_CLOEXEC != 0 {
+			flags = unix.FD_CLOEXEC
+		}
+		t.FDs = append(t.FDs, &fdinfo.FdinfoEntry{Id: proto.Uint32(id), Flags: proto.Uint32(flags), Type: typ.Enum(), Fd: proto.Uint32(uint32(p.FD))})
+	}
+	return nil
+}
+
+// collect finds the kind of a file and adds its entry.
+func (f *Files) collect(p *Probe, id uint32) error {
+	for _, k := range f.kinds {
+		if !k.Match(p) {
+			continue
+		}
+		f.env.localizeOwner(p.Owner)
+		entry, err := k.Collect(f, p, id)
+		if err != nil {
+			return f.note(p, err)
+		}
+		entry.Type, entry.Id = k.Type.Enum(), proto.Uint32(id)
+		f.types[id] = k.Type
+		f.Add(entry)
+		return nil
+	}
+	return f.note(p, p.unsupported())
+}
+
+// note takes an obstacle off an error.
+func (f *Files) note(p *Probe, err error) error {
+	var o Obstacle
+	if errors.As(err, &o) {
+		f.env.Obstacles.Add(o)
+		return nil
+	}
+	return fmt.Errorf("%s: %w", p.Where(), err)
+}
+
+// Add appends an entry to files.img.
+func (f *Files) Add(e *fdinfo.FileEntry) { f.entries = append(f.entries, e) }
+
+// FreshID returns an id for an entry that belongs to no descriptor.
+func (f *Files) FreshID() uint32 { return f.env.IDs.Fresh(objid.File) }
 
 // Named returns the id of the file that a link in /proc/PID leads to: "exe", "cwd", "root" or
-// "map_files/START-END" (addresses in hex without 0x). Flags are the open flags to restore it with (O_RDONLY, O_RDWR).
-// Deleted files are remapped to ghosts or links as descriptors are; what cannot be remapped becomes an obstacle.
-func (f *Files) Named(t *Task, link string, flags uint32) (uint32, error) {
-	panic("not reached before the file kinds are in")
+// "map_files/START-END" (addresses in hex without 0x). Deleted files are remapped to ghosts or links as descriptors
+// are; what cannot be remapped becomes an obstacle, and the id is then of no use but valid.
+func (f *Files) Named(t *Task, link string) (uint32, error) {
+	p := &Probe{Task: t, FD: -1, Entry: link, Owner: noOwner()}
+	var stx unix.Statx_t
+	// AT_STATX_DONT_SYNC: no question to a network filesystem's server.
+	err := unix.Statx(t.Proc.Fd(), link, unix.AT_STATX_DONT_SYNC, unix.STATX_BASIC_STATS|unix.STATX_MNT_ID, &stx)
+	if err != nil {
+		return 0, fmt.Errorf("statx %s: %w", t.Proc.Path(link), err)
+	}
+	key := inode{dev: unix.Mkdev(stx.Dev_major, stx.Dev_minor), ino: stx.Ino, mnt: int(stx.Mnt_id)}
+	special := stx.Mode&unix.S_IFMT == unix.S_IFCHR || stx.Mode&unix.S_IFMT == unix.S_IFBLK
+	if id, ok := f.named[key]; ok && !special {
+		return id, nil
+	}
+	fd, err := p.Dup()
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	if err := unix.Fstat(fd, &p.Stat); err != nil {
+		return 0, fmt.Errorf("fstat %s: %w", t.Proc.Path(link), err)
+	}
+	if err := p.askFS(fd); err != nil {
+		return 0, err
+	}
+	id := f.FreshID()
+	f.named[key] = id
+	reg, err := f.regular(p, id, key.mnt)
+	if err != nil {
+		return id, f.note(p, err)
+	}
+	f.Add(&fdinfo.FileEntry{Type: fdinfo.FdTypes_REG.Enum(), Id: proto.Uint32(id), Reg: reg})
+	return id, nil
+}
+
+// Write writes the images of the table: files.img, remap-fpath.img, and completes those of contents.
+func (f *Files) Write() error {
+	set := f.env.Images
+	errs := []error{image.Write(set, image.Files, 0, f.entries...)}
+	if len(f.remaps) > 0 {
+		errs = append(errs, image.Write(set, image.RemapFpath, 0, f.remaps...))
+	}
+	return errors.Join(append(errs, f.Close())...)
+}
+
+// Close completes the images of contents; more than once does no harm.
+func (f *Files) Close() error {
+	var errs []error
+	for _, out := range []**image.Output[*pipe_data.PipeDataEntry]{&f.pipesData, &f.fifoData} {
+		if *out != nil {
+			errs = append(errs, (*out).Close())
+			*out = nil
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// unsupported describes a descriptor that no kind matches.
+func (p *Probe) unsupported() error {
+	link, err := p.Link()
+	if err != nil {
+		return err
+	}
+	what := "a file of a kind that cannot be dumped (" + link + ")"
+	switch p.mode() {
+	case unix.S_IFSOCK:
+		what = "a socket (" + link + "), a kind that cannot be dumped yet"
+	case unix.S_IFCHR, unix.S_IFBLK:
+		what = fmt.Sprintf("device %s (%d:%d), which keeps state in the kernel that cannot be dumped", link,
+			unix.Major(p.Stat.Rdev), unix.Minor(p.Stat.Rdev))
+	}
+	return p.Obstacle(what, "close it before the dump")
 }

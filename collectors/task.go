@@ -9,6 +9,7 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fs"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/mm"
+	"golang.org/x/sys/unix"
 )
 
 // State is what a task is doing in the image (the values of criu's task_state).
@@ -57,10 +58,24 @@ type Task struct {
 	FS *fs.FsEntry
 	// Core is the leader's core image; the threads' are in Threads.
 	Core *criu_core.CoreEntry
+
+	pidfd int // opened on first use; 0 is none
 }
 
 // Leader is the thread-group leader.
 func (t *Task) Leader() *Thread { return t.Threads[0] }
+
+// Close gives back what the tool holds of the task.
+func (t *Task) Close() {
+	if t.pidfd != 0 {
+		unix.Close(t.pidfd)
+		t.pidfd = 0
+	}
+	if t.Proc != nil {
+		t.Proc.Close()
+		t.Proc = nil
+	}
+}
 
 // Live says whether the task has state beyond its exit status.
 func (t *Task) Live() bool { return t.State != Dead }

@@ -1,0 +1,122 @@
+package collectors
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"cryo/internal/image"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fifo"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/pipe"
+	pipe_data "github.com/checkpoint-restore/go-criu/v8/crit/images/pipe-data"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+)
+
+// Pipe collects the ends of pipes; both have the pipe's inode number as pipe_id.
+type Pipe struct{}
+
+// Match takes what pipe(2) makes.
+func (Pipe) Match(p *Probe) bool { return p.mode() == unix.S_IFIFO && p.FSType == unix.PIPEFS_MAGIC }
+
+// Collect makes a pipe_entry and stores what is in the pipe. O_DIRECT, packet mode, is kept in the flags.
+func (Pipe) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
+	if name := fmt.Sprintf("pipe:[%d]", p.Stat.Ino); f.env.External(name) {
+		// Its other side stays outside: the restore gets a descriptor for it by --inherit-fd.
+		return &fdinfo.FileEntry{Pipe: pipeEntry(p, id)}, nil
+	}
+	if err := f.pipeContents(p, &f.pipesData, image.PipesData); err != nil {
+		return nil, err
+	}
+	return &fdinfo.FileEntry{Pipe: pipeEntry(p, id)}, nil
+}
+
+func pipeEntry(p *Probe, id uint32) *pipe.PipeEntry {
+	return &pipe.PipeEntry{Id: proto.Uint32(id), PipeId: proto.Uint32(uint32(p.Stat.Ino)), Flags: proto.Uint32(p.Flags), Fown: p.Owner}
+}
+
+// Fifo collects named pipes: an entry of its own and one for the path.
+type Fifo struct{}
+
+// Match takes what mkfifo(3) made, unless it is only a handle.
+func (Fifo) Match(p *Probe) bool {
+	return p.mode() == unix.S_IFIFO && p.FSType != unix.PIPEFS_MAGIC && p.Flags&unix.O_PATH == 0
+}
+
+// Collect makes a fifo_entry with a reg_file_entry before it, and stores what is in the pipe.
+func (Fifo) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
+	regID := f.FreshID()
+	reg, err := f.regular(p, regID, p.Info.MntID)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.pipeContents(p, &f.fifoData, image.FifoData); err != nil {
+		return nil, err
+	}
+	f.Add(&fdinfo.FileEntry{Type: fdinfo.FdTypes_REG.Enum(), Id: proto.Uint32(regID), Reg: reg})
+	return &fdinfo.FileEntry{Fifo: &fifo.FifoEntry{
+		Id: proto.Uint32(id), PipeId: proto.Uint32(uint32(p.Stat.Ino)), RegfId: proto.Uint32(regID),
+	}}, nil
+}
+
+// pipeContents stores a pipe's size and the bytes in it, once a pipe, from whichever end that can read is met first.
+// The bytes are copied by tee(2), which leaves them where they are.
+func (f *Files) pipeContents(p *Probe, out **image.Output[*pipe_data.PipeDataEntry], kind image.Kind[*pipe_data.PipeDataEntry]) error {
+	key := p.Stat.Ino
+	if p.Flags&unix.O_ACCMODE == unix.O_WRONLY || f.pipes[key] {
+		return nil
+	}
+	f.pipes[key] = true
+	fd, err := p.Dup()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	size, err := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0)
+	if err != nil {
+		return fmt.Errorf("size of a pipe: %w", err)
+	}
+	copied, n, err := teePipe(fd, size)
+	if err != nil {
+		return err
+	}
+	if copied != nil {
+		defer copied.Close()
+	}
+	if *out == nil {
+		if *out, err = image.Create(f.env.Images, kind, 0); err != nil {
+			return err
+		}
+	}
+	e := &pipe_data.PipeDataEntry{PipeId: proto.Uint32(uint32(p.Stat.Ino)), Bytes: proto.Uint32(uint32(n)), Size: proto.Uint32(uint32(size))}
+	if err := (*out).Entry(e); err != nil || n == 0 {
+		return err
+	}
+	return (*out).Payload(copied)
+}
+
+// teePipe returns a pipe's contents as the reading end of a pipe of the tool's own, and how many bytes there are; nil
+// when there are none.
+func teePipe(fd, size int) (*os.File, int, error) {
+	queued, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+	if err == nil && queued == 0 {
+		return nil, 0, nil
+	}
+	var own [2]int
+	if err := unix.Pipe2(own[:], unix.O_CLOEXEC); err != nil {
+		return nil, 0, fmt.Errorf("make a pipe: %w", err)
+	}
+	defer unix.Close(own[1])
+	if _, err := unix.FcntlInt(uintptr(own[1]), unix.F_SETPIPE_SZ, size); err != nil {
+		unix.Close(own[0])
+		return nil, 0, fmt.Errorf("make a pipe of %d bytes: %w", size, err)
+	}
+	n, err := unix.Tee(fd, own[1], size, unix.SPLICE_F_NONBLOCK)
+	if err != nil && !errors.Is(err, unix.EAGAIN) {
+		unix.Close(own[0])
+		return nil, 0, fmt.Errorf("tee: %w", err)
+	}
+	return os.NewFile(uintptr(own[0]), "contents of a pipe"), int(max(n, 0)), nil
+}

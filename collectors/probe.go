@@ -1,0 +1,205 @@
+package collectors
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"cryo/internal/procfs"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fown"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+)
+
+// Probe is what is known of one file before it is decided what kind it is: all that is cheap to ask, asked once.
+type Probe struct {
+	Task *Task
+	// FD is the descriptor, or -1 for a file that only a link of /proc/PID names.
+	FD int
+	// Entry is the link below /proc/PID that leads to the file: "fd/5", "exe", "map_files/...".
+	Entry string
+	Stat  unix.Stat_t
+	// FSType is the filesystem's magic number.
+	FSType int64
+	// Info is the descriptor's fdinfo; Flags are the open flags without O_CLOEXEC.
+	Info  *procfs.FDInfo
+	Flags uint32
+	Owner *fown.FownEntry
+
+	link    string
+	gotLink bool
+}
+
+// Link is the path the kernel prints for the file; read on first use.
+func (p *Probe) Link() (string, error) {
+	if !p.gotLink {
+		link, err := p.Task.Proc.Readlink(p.Entry)
+		if err != nil {
+			return "", err
+		}
+		p.link, p.gotLink = link, true
+	}
+	return p.link, nil
+}
+
+// Dup returns a descriptor of the tool's own for the same open file description. The caller closes it. A file that is
+// no descriptor of the task is opened with O_PATH.
+func (p *Probe) Dup() (int, error) {
+	if p.FD < 0 {
+		return p.Task.Proc.Open(p.Entry, unix.O_PATH)
+	}
+	return p.Task.getFD(p.FD)
+}
+
+// Reopen opens the file anew by its link, whatever its path has become; flags as for open(2).
+func (p *Probe) Reopen(flags int) (int, error) { return p.Task.Proc.Open(p.Entry, flags) }
+
+// Where names the file's place in its task for messages.
+func (p *Probe) Where() string {
+	if p.FD >= 0 {
+		return "fd " + strconv.Itoa(p.FD)
+	}
+	return p.Entry
+}
+
+// Obstacle makes an obstacle of the file.
+func (p *Probe) Obstacle(what, remedy string) Obstacle {
+	return Obstacle{Pid: p.Task.Pid, Where: p.Where(), What: what, Remedy: remedy}
+}
+
+// mode is the file type.
+func (p *Probe) mode() uint32 { return p.Stat.Mode & unix.S_IFMT }
+
+// getFD duplicates a descriptor of the task (pidfd_getfd, Linux 5.6).
+func (t *Task) getFD(fd int) (int, error) {
+	if t.pidfd == 0 {
+		pidfd, err := unix.PidfdOpen(t.Pid, 0)
+		if err != nil {
+			return -1, fmt.Errorf("pidfd_open of task %d: %w", t.Pid, err)
+		}
+		t.pidfd = pidfd
+	}
+	own, err := unix.PidfdGetfd(t.pidfd, fd, 0)
+	if errors.Is(err, unix.EMFILE) {
+		return -1, fmt.Errorf("task %d, fd %d: the tool has too many open files (raise its limit with ulimit -n)", t.Pid, fd)
+	}
+	if err != nil {
+		return -1, fmt.Errorf("pidfd_getfd of task %d, fd %d: %w", t.Pid, fd, err)
+	}
+	return own, nil
+}
+
+// probeChunk is how many descriptors one worker takes at a time.
+const probeChunk = 128
+
+// ProbeFDs asks what every descriptor of the task is. It may run for several tasks at once and splits the descriptors
+// of a large task among all processors: fdinfo is slow.
+func ProbeFDs(t *Task) ([]*Probe, error) {
+	fds, err := t.Proc.FDs()
+	if err != nil || len(fds) == 0 {
+		return nil, err
+	}
+	// The first duplication opens the pidfd; the workers then share it.
+	own, err := t.getFD(fds[0])
+	if err != nil {
+		return nil, err
+	}
+	unix.Close(own)
+	probes := make([]*Probe, len(fds))
+	if len(fds) <= probeChunk {
+		return probes, probeRange(t, fds, probes)
+	}
+	var group errgroup.Group
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	for lo := 0; lo < len(fds); lo += probeChunk {
+		hi := min(lo+probeChunk, len(fds))
+		group.Go(func() error { return probeRange(t, fds[lo:hi], probes[lo:hi]) })
+	}
+	return probes, group.Wait()
+}
+
+func probeRange(t *Task, fds []int, probes []*Probe) error {
+	for i, fd := range fds {
+		p, err := probeFD(t, fd)
+		if err != nil {
+			return err
+		}
+		probes[i] = p
+	}
+	return nil
+}
+
+func probeFD(t *Task, fd int) (*Probe, error) {
+	p := &Probe{Task: t, FD: fd, Entry: "fd/" + strconv.Itoa(fd)}
+	var err error
+	if p.Info, err = t.Proc.FDInfo(fd); err != nil {
+		return nil, err
+	}
+	p.Flags = p.Info.Flags &^ unix.O_CLOEXEC
+	own, err := t.getFD(fd)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(own)
+	if err := unix.Fstat(own, &p.Stat); err != nil {
+		return nil, fmt.Errorf("fstat of task %d, fd %d: %w", t.Pid, fd, err)
+	}
+	if err := p.askFS(own); err != nil {
+		return nil, err
+	}
+	if p.Owner, err = owner(own, p.Flags); err != nil {
+		return nil, fmt.Errorf("owner of task %d, fd %d: %w", t.Pid, fd, err)
+	}
+	return p, nil
+}
+
+// askFS fills FSType. Pipes and sockets have no other filesystem than their own, so they are not asked.
+func (p *Probe) askFS(fd int) error {
+	if p.mode() == unix.S_IFSOCK {
+		p.FSType = unix.SOCKFS_MAGIC
+		return nil
+	}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(fd, &fs); err != nil {
+		return fmt.Errorf("fstatfs of task %d, %s: %w", p.Task.Pid, p.Where(), err)
+	}
+	p.FSType = int64(fs.Type)
+	return nil
+}
+
+// noOwner is the entry of a file that signals nobody, as most.
+func noOwner() *fown.FownEntry {
+	return &fown.FownEntry{Uid: proto.Uint32(0), Euid: proto.Uint32(0), Signum: proto.Uint32(0), PidType: proto.Uint32(0), Pid: proto.Uint32(0)}
+}
+
+// owner asks who is signalled when the file becomes ready (fcntl F_SETOWN, F_SETSIG). The pid is in the tool's
+// namespace.
+func owner(fd int, flags uint32) (*fown.FownEntry, error) {
+	o := noOwner()
+	if flags&unix.O_PATH != 0 {
+		return o, nil // such a file has no owner, and no signal
+	}
+	sig, err := unix.FcntlInt(uintptr(fd), unix.F_GETSIG, 0)
+	if err != nil {
+		return nil, err
+	}
+	*o.Signum = uint32(sig)
+	typ, pid, err := getOwnEx(fd)
+	if err != nil || pid == 0 {
+		return o, err
+	}
+	*o.PidType, *o.Pid = uint32(typ), uint32(pid)
+	uids, err := getOwnerUIDs(fd)
+	if err != nil {
+		return nil, err
+	}
+	*o.Uid, *o.Euid = uids[0], uids[1]
+	return o, nil
+}
+
+// deleted says whether a link's text ends as the kernel marks a file without a name, and the text before it.
+func deleted(link string) (string, bool) { return strings.CutSuffix(link, " (deleted)") }

@@ -1,0 +1,154 @@
+package collectors
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"strconv"
+	"strings"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/regfile"
+	remap_file_path "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+)
+
+// remap decides how a file whose path does not simply lead to it will be found again, notes that in remap-fpath.img,
+// and returns the name for its entry.
+//
+//   - A file of a dead process' /proc directory: a helper process takes that pid while it is opened (PROCFS).
+//   - A file without any name left: its contents go into the set (GHOST).
+//   - A file that has other names, but not the one it was opened by: a link beside it (LINKED), if --link-remap allows.
+func (f *Files) remap(p *Probe, id uint32, link string) (string, error) {
+	switch {
+	case p.FSType == unix.PROC_SUPER_MAGIC:
+		return f.remapProc(p, id, link)
+	case p.FSType == unix.DEVPTS_SUPER_MAGIC:
+		name, _ := deleted(link)
+		return name, nil // the kernel makes these by itself
+	case p.Stat.Nlink == 0:
+		name, _ := deleted(link)
+		return name, f.ghost(p, id, name)
+	case sillyRenamed(p, link):
+		return link, f.link(p, id, link)
+	}
+	flags := 0
+	if p.mode() == unix.S_IFLNK {
+		flags = unix.AT_SYMLINK_NOFOLLOW
+	}
+	var st unix.Stat_t
+	err := unix.Fstatat(unix.AT_FDCWD, link, &st, flags)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		name, _ := deleted(link)
+		return name, f.link(p, id, name)
+	}
+	if err != nil {
+		return "", fmt.Errorf("stat %s: %w", link, err)
+	}
+	if st.Dev == p.Stat.Dev && st.Ino == p.Stat.Ino {
+		return link, nil
+	}
+	device := p.mode() == unix.S_IFCHR || p.mode() == unix.S_IFBLK
+	if device && f.env.Options.EvasiveDevices && st.Rdev == p.Stat.Rdev {
+		return link, nil
+	}
+	remedy := ""
+	if device {
+		remedy = "--evasive-devices opens another node of the same device"
+	}
+	return "", p.Obstacle("file "+link+", whose path leads to another file now", remedy)
+}
+
+// remapProc handles files of /proc: those of a process that has ended can only be opened again while a process with
+// that pid exists.
+func (f *Files) remapProc(p *Probe, id uint32, link string) (string, error) {
+	name, dead := deleted(link)
+	parts := strings.SplitN(strings.TrimPrefix(name, "/proc/"), "/", 2)
+	pid, err := strconv.Atoi(parts[0])
+	if err != nil || !strings.HasPrefix(name, "/proc/") {
+		return name, nil // /proc itself, /proc/meminfo ...
+	}
+	if !dead {
+		dead = errors.Is(unix.Access("/proc/"+parts[0], unix.F_OK), unix.ENOENT)
+	}
+	if !dead || f.dead[pid] {
+		return name, nil
+	}
+	f.dead[pid] = true
+	f.addRemap(id, uint32(pid), remap_file_path.RemapType_PROCFS)
+	return name, nil
+}
+
+// DeadPids are the pids of processes that have ended and whose /proc files are open.
+func (f *Files) DeadPids() map[int]bool { return f.dead }
+
+func (f *Files) addRemap(orig, remap uint32, typ remap_file_path.RemapType) {
+	f.remaps = append(f.remaps, &remap_file_path.RemapFilePathEntry{
+		OrigId: proto.Uint32(orig), RemapId: proto.Uint32(remap), RemapType: typ.Enum(),
+	})
+}
+
+// sillyRenamed says whether a file is one that NFS keeps under a name of its own until the last user is gone: after the
+// dump it would be.
+func sillyRenamed(p *Probe, link string) bool {
+	return p.FSType == unix.NFS_SUPER_MAGIC && strings.HasPrefix(path.Base(link), ".nfs")
+}
+
+// link gives a file another name in the directory it was in, or the next above that still exists.
+func (f *Files) link(p *Probe, id uint32, name string) error {
+	if !f.env.Options.LinkRemap {
+		return p.Obstacle("file "+name+", which has lost this name but has others", "--link-remap")
+	}
+	fd, err := p.Dup()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	linkID := f.FreshID()
+	for dir := path.Dir(name); ; dir = path.Dir(dir) {
+		target := fmt.Sprintf("%s/link_remap.%d", strings.TrimSuffix(dir, "/"), linkID)
+		err := f.linkAt(fd, target)
+		if errors.Is(err, unix.ENOENT) && dir != "/" {
+			continue
+		}
+		if err != nil {
+			return p.Obstacle(fmt.Sprintf("file %s, which has lost this name and cannot be linked to %s: %v", name, target, err), "")
+		}
+		f.Add(&fdinfo.FileEntry{Type: fdinfo.FdTypes_REG.Enum(), Id: proto.Uint32(linkID), Reg: &regfile.RegFileEntry{
+			Id: proto.Uint32(linkID), Flags: proto.Uint32(0), Pos: proto.Uint64(0), Fown: noOwner(), Name: proto.String(target),
+		}})
+		f.addRemap(id, linkID, remap_file_path.RemapType_LINKED)
+		return nil
+	}
+}
+
+// linkAt makes the link. Its removal is on the undo stack first, and only a link this call made is ever removed.
+func (f *Files) linkAt(fd int, target string) error {
+	if f.env.DryRun {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(target, &st); err == nil {
+		return unix.EEXIST
+	}
+	own := fmt.Sprintf("/proc/self/fd/%d", fd)
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	remove := func(context.Context) error { return removeLink(target, st.Dev, st.Ino) }
+	if err := f.env.Undo("link "+target, remove); err != nil {
+		return err
+	}
+	return unix.Linkat(unix.AT_FDCWD, own, unix.AT_FDCWD, target, unix.AT_SYMLINK_FOLLOW)
+}
+
+// removeLink unlinks a name if it is still the file it was made for.
+func removeLink(target string, dev, ino uint64) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(target, &st); err != nil || st.Dev != dev || st.Ino != ino {
+		return nil
+	}
+	return unix.Unlink(target)
+}
