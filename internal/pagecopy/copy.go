@@ -1,0 +1,280 @@
+package pagecopy
+
+import (
+	"context"
+	"io"
+	"os"
+	"runtime"
+	"sync/atomic"
+
+	"cryo/internal/image"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// Dest is where runs and bytes go; sinks.Pagemap is one.
+type Dest interface {
+	// Add announces a run of pages; runs ascend.
+	Add(vaddr, pages uint64, flags uint32) error
+	// Direct tells the file that Reserve's offsets are of; ok is false where there is none.
+	Direct() (f *os.File, off int64, ok bool)
+	// Reserve sets the next n bytes of that file aside and returns their offset.
+	Reserve(n int64) (off int64)
+	// Write appends the next bytes.
+	io.Writer
+}
+
+// Source is what pages are read from.
+type Source interface {
+	// ReadPages fills buf, which is as long as all the ranges together, with their contents. It is called
+	// by several goroutines at a time.
+	ReadPages(ranges []Range, buf []byte) error
+}
+
+// Range is a run of pages to be moved.
+type Range struct {
+	Addr, Len uint64 // bytes, multiples of the page size
+	Flags     uint32 // image.PE* of its entry, PEPresent being understood
+	KeepZero  bool   // pages of zeros have to be stored: without them something else would be seen
+	Force     bool   // the task may not read them
+}
+
+// Stats counts what was done. It may be read at any time.
+type Stats struct {
+	Written atomic.Uint64 // pages whose bytes were stored
+	Zero    atomic.Uint64 // pages that were left out because they were zero
+}
+
+const (
+	pageSize  = image.PageSize
+	batchSize = 512 << 10 // bytes; half of a core's cache at least
+	maxRanges = 1024      // IOV_MAX of Linux
+)
+
+// Workers is how many workers a Copier has if it is not told: what one file can make use of.
+func Workers() int { return min(2, runtime.GOMAXPROCS(0)) }
+
+// Copier moves pages from one source to one destination.
+type Copier struct {
+	src   Source
+	dst   Dest
+	file  *os.File // dst's, nil: bytes go through Write
+	stats *Stats
+
+	group *errgroup.Group
+	ctx   context.Context
+	work  chan *batch
+	free  chan *batch
+	cur   *batch
+	last  chan struct{} // closed when the batch before has its place
+}
+
+// batch is what a worker does at a time.
+type batch struct {
+	ranges []Range
+	bytes  int
+	buf    []byte
+	iov    [][]byte
+	before <-chan struct{}
+	placed chan struct{}
+}
+
+// New starts a copier with the given number of workers. Put feeds it, Close ends it.
+func New(ctx context.Context, src Source, dst Dest, workers int, stats *Stats) *Copier {
+	c := &Copier{src: src, dst: dst, stats: stats}
+	if f, _, ok := dst.Direct(); ok {
+		c.file = f
+	}
+	c.group, c.ctx = errgroup.WithContext(ctx)
+	workers = max(workers, 1)
+	c.work, c.free = make(chan *batch, workers), make(chan *batch, workers+1)
+	for range cap(c.free) {
+		c.free <- &batch{}
+	}
+	for range workers {
+		c.group.Go(c.run)
+	}
+	c.last = make(chan struct{})
+	close(c.last)
+	return c
+}
+
+// Put adds a range behind all that came before. An error is that of the whole copy.
+func (c *Copier) Put(r Range) error {
+	for r.Len > 0 {
+		if c.cur == nil {
+			select {
+			case c.cur = <-c.free:
+				c.cur.ranges, c.cur.bytes = c.cur.ranges[:0], 0
+			case <-c.ctx.Done():
+				return c.fail()
+			}
+		}
+		n := min(r.Len, uint64(batchSize-c.cur.bytes))
+		c.cur.ranges = append(c.cur.ranges, Range{r.Addr, n, r.Flags, r.KeepZero, r.Force})
+		c.cur.bytes += int(n)
+		r.Addr, r.Len = r.Addr+n, r.Len-n
+		if c.cur.bytes == batchSize || len(c.cur.ranges) == maxRanges {
+			if err := c.send(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (c *Copier) send() error {
+	b := c.cur
+	c.cur = nil
+	b.before, b.placed = c.last, make(chan struct{})
+	c.last = b.placed
+	select {
+	case c.work <- b:
+		return nil
+	case <-c.ctx.Done():
+		return c.fail()
+	}
+}
+
+// fail is the error of the worker that failed, or of the context.
+func (c *Copier) fail() error {
+	if err := c.group.Wait(); err != nil {
+		return err
+	}
+	return context.Cause(c.ctx)
+}
+
+// Close waits until all is written. It has to be called in any case.
+func (c *Copier) Close() error {
+	var err error
+	if c.cur != nil {
+		err = c.send()
+	}
+	close(c.work)
+	if werr := c.group.Wait(); werr != nil {
+		return werr
+	}
+	return err
+}
+
+func (c *Copier) run() error {
+	for {
+		select {
+		case b, ok := <-c.work:
+			if !ok {
+				return nil
+			}
+			if err := c.move(b); err != nil {
+				return err
+			}
+			c.free <- b
+		case <-c.ctx.Done():
+			return context.Cause(c.ctx)
+		}
+	}
+}
+
+// move reads a batch, announces what of it is stored, and writes that.
+func (c *Copier) move(b *batch) error {
+	if b.buf == nil {
+		b.buf = make([]byte, batchSize)
+		b.iov = make([][]byte, 0, maxRanges)
+	}
+	buf := b.buf[:b.bytes]
+	if err := c.src.ReadPages(b.ranges, buf); err != nil {
+		return err
+	}
+	select {
+	case <-b.before:
+	case <-c.ctx.Done():
+		return context.Cause(c.ctx)
+	}
+	kept, err := c.announce(b, buf)
+	if err != nil {
+		return err
+	}
+	if c.file == nil {
+		for _, v := range b.iov {
+			if _, err := c.dst.Write(v); err != nil {
+				return err
+			}
+		}
+		close(b.placed)
+		return nil
+	}
+	var off int64
+	if kept > 0 {
+		off = c.dst.Reserve(kept)
+	}
+	close(b.placed)
+	return writeAll(c.file, b.iov, off)
+}
+
+// announce tells the destination the runs that are stored and collects their bytes in b.iov.
+func (c *Copier) announce(b *batch, buf []byte) (kept int64, err error) {
+	b.iov = b.iov[:0]
+	for _, r := range b.ranges {
+		part := buf[:r.Len]
+		buf = buf[r.Len:]
+		for addr := r.Addr; len(part) > 0; {
+			n, zero := len(part), false
+			if !r.KeepZero {
+				n, zero = sameRun(part)
+			}
+			if zero {
+				c.stats.Zero.Add(uint64(n / pageSize))
+			} else {
+				if err := c.dst.Add(addr, uint64(n/pageSize), r.Flags|image.PEPresent); err != nil {
+					return 0, err
+				}
+				b.iov = joinIov(b.iov, part[:n])
+				kept += int64(n)
+			}
+			part, addr = part[n:], addr+uint64(n)
+		}
+	}
+	c.stats.Written.Add(uint64(kept / pageSize))
+	return kept, nil
+}
+
+// joinIov appends bytes that follow the last ones in the same buffer to them.
+func joinIov(iov [][]byte, b []byte) [][]byte {
+	if n := len(iov); n > 0 {
+		last := iov[n-1]
+		if cap(last) > len(last) && &last[:len(last)+1][len(last)] == &b[0] {
+			iov[n-1] = last[:len(last)+len(b)]
+			return iov
+		}
+	}
+	return append(iov, b)
+}
+
+func writeAll(f *os.File, iov [][]byte, off int64) error {
+	for len(iov) > 0 {
+		n, err := pwritev(int(f.Fd()), iov[:min(len(iov), maxRanges)], off)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return &os.PathError{Op: "write", Path: f.Name(), Err: err}
+		}
+		off += int64(n)
+		for n > 0 {
+			if n < len(iov[0]) {
+				iov[0] = iov[0][n:]
+				break
+			}
+			n -= len(iov[0])
+			iov = iov[1:]
+		}
+	}
+	return nil
+}
+
+func pwritev(fd int, iov [][]byte, off int64) (int, error) {
+	if len(iov) == 1 {
+		return unix.Pwrite(fd, iov[0], off)
+	}
+	return unix.Pwritev(fd, iov, off)
+}

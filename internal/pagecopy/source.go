@@ -1,0 +1,128 @@
+package pagecopy
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Task is the memory of a task. Whoever reads it has to be allowed to trace the task.
+type Task struct {
+	pid int
+	mem *os.File // /proc/PID/mem
+	iov sync.Pool
+}
+
+// NewTask opens the memory of task pid.
+func NewTask(pid int) (*Task, error) {
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
+	if err != nil {
+		return nil, fmt.Errorf("memory of task %d: %w", pid, err)
+	}
+	return &Task{pid: pid, mem: mem, iov: sync.Pool{New: func() any { return new([maxRanges]remoteIov) }}}, nil
+}
+
+// Close closes it.
+func (t *Task) Close() error { return t.mem.Close() }
+
+// remoteIov is struct iovec with an address of another task.
+type remoteIov struct{ base, len uint64 }
+
+// ReadPages reads what the task itself may read by process_vm_readv, the rest by /proc/PID/mem.
+func (t *Task) ReadPages(ranges []Range, buf []byte) error {
+	iov := t.iov.Get().(*[maxRanges]remoteIov)
+	defer t.iov.Put(iov)
+	for len(ranges) > 0 {
+		n, bytes := 0, 0
+		for n < len(ranges) && !ranges[n].Force {
+			iov[n] = remoteIov{ranges[n].Addr, ranges[n].Len}
+			bytes += int(ranges[n].Len)
+			n++
+		}
+		if n == 0 {
+			n, bytes = 1, int(ranges[0].Len)
+			if err := t.readForced(ranges[0].Addr, buf[:bytes]); err != nil {
+				return err
+			}
+		} else if err := t.readv(iov[:n], buf[:bytes]); err != nil {
+			return err
+		}
+		ranges, buf = ranges[n:], buf[bytes:]
+	}
+	return nil
+}
+
+// readv reads all of iov into buf. A call that ends early has met a page it may not read (its mapping was
+// taken for readable, or the page became a hole): that one goes the other way.
+func (t *Task) readv(iov []remoteIov, buf []byte) error {
+	for len(buf) > 0 {
+		n, err := processVMReadv(t.pid, iov, buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err == unix.EPERM || err == unix.ESRCH {
+			return fmt.Errorf("memory of task %d: process_vm_readv: %w", t.pid, err)
+		}
+		if err != nil || n == 0 {
+			n = pageSize - int(iov[0].base%pageSize)
+			if err := t.readForced(iov[0].base, buf[:n]); err != nil {
+				return err
+			}
+		}
+		buf = buf[n:]
+		iov = skip(iov, uint64(n))
+	}
+	return nil
+}
+
+// skip cuts the first n bytes off iov.
+func skip(iov []remoteIov, n uint64) []remoteIov {
+	for n > 0 {
+		if n < iov[0].len {
+			iov[0].base, iov[0].len = iov[0].base+n, iov[0].len-n
+			break
+		}
+		n -= iov[0].len
+		iov = iov[1:]
+	}
+	return iov
+}
+
+func (t *Task) readForced(addr uint64, buf []byte) error {
+	if _, err := t.mem.ReadAt(buf, int64(addr)); err != nil {
+		return fmt.Errorf("memory of task %d at %x: %w", t.pid, addr, err)
+	}
+	return nil
+}
+
+func processVMReadv(pid int, iov []remoteIov, buf []byte) (int, error) {
+	local := unix.Iovec{Base: &buf[0]}
+	local.SetLen(len(buf))
+	n, _, errno := unix.Syscall6(unix.SYS_PROCESS_VM_READV, uintptr(pid), uintptr(unsafe.Pointer(&local)), 1,
+		uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)), 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+// File is a file of shared memory: addresses are offsets.
+type File struct{ *os.File }
+
+// ReadPages reads the ranges. What is past the end of the file is zero: its last page may be a part.
+func (f File) ReadPages(ranges []Range, buf []byte) error {
+	for _, r := range ranges {
+		part := buf[:r.Len]
+		buf = buf[r.Len:]
+		n, err := f.ReadAt(part, int64(r.Addr))
+		if err != nil && err != io.EOF {
+			return err
+		}
+		clear(part[n:])
+	}
+	return nil
+}
