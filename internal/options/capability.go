@@ -12,6 +12,9 @@ type Capability string
 const (
 	Core        Capability = ""
 	Never       Capability = "it is deprecated"
+	Dumps       Capability = "dumping"
+	Restores    Capability = "restoring"
+	Checks      Capability = "the kernel check"
 	Incremental Capability = "incremental dumps"
 	Lazy        Capability = "lazy restore"
 	PageServing Capability = "the page server"
@@ -64,7 +67,7 @@ func (e *NotBuiltError) Error() string {
 	if e.Capability == Never {
 		return fmt.Sprintf("%s: %s", e.What, string(e.Capability))
 	}
-	return fmt.Sprintf("%s: %s: not built yet in this version", e.What, string(e.Capability))
+	return fmt.Sprintf("%s: not built yet in this version (needs %s)", e.What, string(e.Capability))
 }
 
 // Check refuses a verb, or an option that differs from its default and applies to the verb, when what it needs is
@@ -76,6 +79,10 @@ func (o *Options) Check() error {
 			return &NotBuiltError{"criu " + r.Name, r.Needs}
 		}
 	}
+	return o.checkOptions()
+}
+
+func (o *Options) checkOptions() error {
 	def := Default()
 	for i := range Table {
 		row := &Table[i]

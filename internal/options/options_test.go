@@ -268,10 +268,12 @@ func TestConfigPrecedence(t *testing.T) {
 }
 
 func TestCheckRefusesWhatIsNotBuilt(t *testing.T) {
-	o := Default()
-	o.Verb = Dump
-	if err := o.Check(); err != nil {
-		t.Errorf("defaults: %v", err)
+	for _, v := range Verbs {
+		o := Default()
+		o.Verb = v.Verb
+		if err := o.Check(); (err == nil) != v.Needs.Built() {
+			t.Errorf("defaults of %s: %v", v.Name, err)
+		}
 	}
 	for i := range Table {
 		row := &Table[i]
@@ -284,11 +286,11 @@ func TestCheckRefusesWhatIsNotBuilt(t *testing.T) {
 			t.Fatal(err)
 		}
 		var nb *NotBuiltError
-		if err := o.Check(); !errors.As(err, &nb) || !strings.HasPrefix(err.Error(), "--"+row.Long+": ") {
+		if err := o.checkOptions(); !errors.As(err, &nb) || !strings.HasPrefix(err.Error(), "--"+row.Long+": ") {
 			t.Errorf("--%s: got %v", row.Long, err)
 		}
 		o.Verb = Check
-		if err := o.Check(); row.Verbs&Check == 0 && err != nil {
+		if err := o.checkOptions(); row.Verbs&Check == 0 && err != nil {
 			t.Errorf("--%s does not apply to check, but: %v", row.Long, err)
 		}
 	}
@@ -323,4 +325,21 @@ func write(t *testing.T, text string) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+func TestHelpFitsTheScreen(t *testing.T) {
+	var b strings.Builder
+	if err := WriteHelp(&b); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(b.String()) {
+		if n := len(strings.TrimSuffix(line, "\n")); n > helpWidth || strings.HasSuffix(line, " \n") {
+			t.Errorf("%d columns: %q", n, line)
+		}
+	}
+	for i := range Table {
+		if !strings.Contains(b.String(), "--"+Table[i].Long) {
+			t.Errorf("--%s is not shown", Table[i].Long)
+		}
+	}
 }

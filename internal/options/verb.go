@@ -37,16 +37,16 @@ type verbRow struct {
 
 // Verbs lists the verbs in the order of the help.
 var Verbs = []verbRow{
-	{Dump, "dump", "save a process tree to an image set", Core},
+	{Dump, "dump", "save a process tree to an image set", Dumps},
 	{PreDump, "pre-dump", "save memory only, ahead of a dump", Incremental},
-	{Restore, "restore", "bring a process tree back from an image set", Core},
-	{Check, "check", "say whether this kernel has what is needed", Core},
+	{Restore, "restore", "bring a process tree back from an image set", Restores},
+	{Check, "check", "say whether this kernel has what is needed", Checks},
 	{PageServer, "page-server", "receive memory pages of a dump elsewhere", PageServing},
 	{Service, "service", "serve requests on a UNIX socket", RPCService},
 	{Dedup, "dedup", "punch pages that newer images hold out of older ones", Incremental},
 	{LazyPages, "lazy-pages", "serve memory pages to a lazy restore", Lazy},
-	{CPUInfoDump, "cpuinfo dump", "write what this processor can do to an image", Core},
-	{CPUInfoCheck, "cpuinfo check", "compare that image with this processor", Core},
+	{CPUInfoDump, "cpuinfo dump", "write what this processor can do to an image", CPUChecks},
+	{CPUInfoCheck, "cpuinfo check", "compare that image with this processor", CPUChecks},
 	{Swrk, "swrk", "serve one client on a given descriptor (for libraries)", RPCService},
 	{Exec, "exec", "deprecated by criu, not provided", Never},
 }

@@ -1,0 +1,147 @@
+// Command criu saves process trees to image sets and brings them back, with the command line of criu 4.2.
+//
+// This package reads flags and configuration, opens the log, calls the library and says in one sentence what went wrong;
+// nothing else. There is one file a verb.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"cryo/internal/log"
+	"cryo/internal/options"
+
+	"golang.org/x/sys/unix"
+)
+
+// start is what the log's time stamps count from.
+var start = time.Now()
+
+// gitID is set by the linker in builds that want to tell their commit; criu's clients then round the version up.
+var gitID = ""
+
+// version is the release of criu that this one speaks the language of.
+const version = "4.2"
+
+// verbs are what this program does. A verb that is not here has a capability that is not built, which
+// [options.Options.Check] refuses by name.
+var verbs = map[options.Verb]func(context.Context, *options.Options) error{}
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+// run does what a command line asks for and returns the exit status: 0, or 1 for every failure, as criu's.
+func run(args []string) int {
+	if len(args) == 0 {
+		usage(os.Stdout)
+		return 1
+	}
+	o, err := options.Parse(args)
+	var wrong *options.UsageError
+	switch {
+	case errors.As(err, &wrong):
+		fmt.Fprintf(os.Stderr, "criu: %v: see criu --help\n", err)
+		return 1
+	case err != nil:
+		return fail(err)
+	case o.Help:
+		options.WriteHelp(os.Stdout)
+		return 0
+	case o.Version:
+		printVersion()
+		return 0
+	}
+	if err := do(o); err != nil {
+		return fail(err)
+	}
+	return 0
+}
+
+// do prepares the process and runs the verb.
+func do(o *options.Options) error {
+	for _, fd := range o.CloseFDs {
+		unix.Close(fd) // one that is not open is closed enough
+	}
+	// Images, logs and sockets may go to pipes whose reader leaves; that is an error of a write, not our death.
+	signal.Ignore(syscall.SIGPIPE)
+	if err := o.Check(); err != nil {
+		return err
+	}
+	if err := privileges(o); err != nil {
+		return err
+	}
+	if err := enterWorkDir(o); err != nil {
+		return err
+	}
+	l, err := log.Open(log.Config{
+		Dir: ".", File: o.LogFile, PerTask: o.LogPid, Verbosity: int(o.Verbosity), Start: start,
+		Version: fmt.Sprintf("%s (gitid %s)", version, orZero(gitID)),
+	})
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	// An interrupt cancels the work, which takes back what it did.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	err = verbs[o.Verb](ctx, o)
+	if err != nil && !errors.Is(err, errReported) {
+		slog.Error(err.Error())
+	}
+	return err
+}
+
+// enterWorkDir makes the images directory absolute and goes to the work directory, where logs, pid files, statistics and
+// action scripts have their place.
+func enterWorkDir(o *options.Options) error {
+	if o.ImagesDir == "" {
+		o.ImagesDir = "."
+	}
+	work := o.WorkDir
+	if o.ImagesDir != "-" {
+		abs, err := filepath.Abs(o.ImagesDir)
+		if err != nil {
+			return fmt.Errorf("images directory: %w", err)
+		}
+		o.ImagesDir = abs
+		if work == "" {
+			work = abs
+		}
+	}
+	if work == "" {
+		work = "."
+	}
+	abs, err := filepath.Abs(work)
+	if err != nil {
+		return fmt.Errorf("work directory: %w", err)
+	}
+	if err := os.Chdir(abs); err != nil {
+		return fmt.Errorf("work directory: %w: name an existing one with -D or -W", err)
+	}
+	o.WorkDir = abs
+	return nil
+}
+
+// errReported marks a failure whose cause the user has seen already.
+var errReported = errors.New("already reported")
+
+// fail says why in one sentence, the last one on standard error.
+func fail(err error) int {
+	if !errors.Is(err, errReported) {
+		fmt.Fprintf(os.Stderr, "criu: %v\n", err)
+	}
+	return 1
+}
+
+func orZero(s string) string {
+	if s == "" {
+		return "0"
+	}
+	return s
+}
