@@ -1,0 +1,122 @@
+package arch
+
+import (
+	"unsafe"
+)
+
+// Regs is the kernel's struct user_regs_struct, register set NT_PRSTATUS.
+type Regs struct {
+	R15, R14, R13, R12, BP, BX, R11, R10, R9, R8 uint64
+	AX, CX, DX, SI, DI, OrigAX                   uint64
+	IP, CS, Flags, SP, SS                        uint64
+	FSBase, GSBase                               uint64
+	DS, ES, FS, GS                               uint64
+}
+
+const (
+	cs32     = 0x23
+	flagTrap = 1 << 8  // TF
+	flagDir  = 1 << 10 // DF
+)
+
+// Bytes is the memory of r, as PTRACE_GETREGSET and PTRACE_SETREGSET want it.
+func (r *Regs) Bytes() []byte { return unsafe.Slice((*byte)(unsafe.Pointer(r)), unsafe.Sizeof(*r)) }
+
+// PC is the program counter.
+func (r *Regs) PC() uint64 { return r.IP }
+
+// SetPC sets the program counter.
+func (r *Regs) SetPC(pc uint64) { r.IP = pc }
+
+// StackPointer is the stack pointer.
+func (r *Regs) StackPointer() uint64 { return r.SP }
+
+// SyscallNr is the number of the system call the thread is in, -1 when it is in none.
+func (r *Regs) SyscallNr() int64 { return int64(r.OrigAX) }
+
+// SyscallResult is the value the system call returned (or is about to return).
+func (r *Regs) SyscallResult() int64 { return int64(r.AX) }
+
+// SyscallArg is argument i (0 to 5) of the system call the thread is in.
+func (r *Regs) SyscallArg(i int) uint64 {
+	return [...]uint64{r.DI, r.SI, r.DX, r.R10, r.R8, r.R9}[i]
+}
+
+// Compat says whether the thread runs 32-bit code.
+func (r *Regs) Compat() bool { return r.CS == cs32 }
+
+// ThreadPointer is the base address of thread-local storage.
+func (r *Regs) ThreadPointer() uint64 { return r.FSBase }
+
+// SetupCall returns registers for which the thread, at a system call instruction at address at, makes system call
+// nr. Nothing else of the thread's registers matters to the call; r itself is left alone.
+func (r *Regs) SetupCall(at uint64, nr uint64, args ...uint64) Regs {
+	c := *r
+	c.leaveSyscall()
+	c.IP = at
+	c.AX = nr
+	var a [OpArgs]uint64
+	copy(a[:], args)
+	c.DI, c.SI, c.DX, c.R10, c.R8, c.R9 = a[0], a[1], a[2], a[3], a[4], a[5]
+	return c
+}
+
+// SetupBlob returns registers for which the thread runs the interpreter at address code, on the program buffer at
+// base, from the operation at address op.
+func (r *Regs) SetupBlob(code, base, op uint64) Regs {
+	c := *r
+	c.leaveSyscall()
+	c.IP = code
+	c.R12, c.R13 = base, op
+	return c
+}
+
+// leaveSyscall keeps the kernel from restarting a system call when it resumes the thread elsewhere.
+func (r *Regs) leaveSyscall() {
+	r.OrigAX = ^uint64(0)
+	r.Flags &^= flagTrap | flagDir
+}
+
+// The kernel's internal results of interrupted system calls, which a tracer gets to see.
+const (
+	errRestartSys     = -512 // restart unless a handler without SA_RESTART runs
+	errRestartNoIntr  = -513 // restart always
+	errRestartNoHand  = -514 // restart unless a handler runs
+	errRestartByBlock = -516 // go on with restart_syscall, the kernel keeps how far it had come
+)
+
+// Restart is how a system call that was interrupted by the stop of its thread goes on.
+type Restart int
+
+const (
+	NoRestart      Restart = iota // in no system call, or in one that has its result
+	RestartSame                   // the call is made again with the same arguments
+	RestartByBlock                // restart_syscall resumes it from what the kernel remembers (nanosleep, poll, futex with timeout)
+)
+
+// Restart tells how the thread's system call goes on.
+func (r *Regs) Restart() Restart {
+	if int64(r.OrigAX) < 0 {
+		return NoRestart
+	}
+	switch int64(r.AX) {
+	case errRestartSys, errRestartNoIntr, errRestartNoHand:
+		return RestartSame
+	case errRestartByBlock:
+		return RestartByBlock
+	}
+	return NoRestart
+}
+
+// FixRestart does by hand what the kernel does when it resumes an interrupted thread, for registers that will be
+// set where the kernel does not do it: in a signal frame, or in an image. A call whose progress only the kernel
+// knew returns EINTR.
+func (r *Regs) FixRestart() {
+	switch r.Restart() {
+	case RestartSame:
+		r.AX = r.OrigAX
+		r.IP -= syscallInstrBytes
+	case RestartByBlock:
+		r.AX = ^uint64(4 - 1) // -EINTR
+	}
+}

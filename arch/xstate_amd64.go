@@ -1,0 +1,110 @@
+package arch
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+)
+
+// XStateRegSet is the register set that holds the extended state: NT_X86_XSTATE, in the standard (not compacted)
+// layout of XSAVE.
+const XStateRegSet = 0x202
+
+// Components of the extended state, bit numbers in XSTATE_BV and XCR0.
+const (
+	XFeatureFP       = 0
+	XFeatureSSE      = 1
+	XFeatureYMM      = 2
+	XFeatureBndRegs  = 3
+	XFeatureBndCSR   = 4
+	XFeatureOpmask   = 5
+	XFeatureZMMHi256 = 6
+	XFeatureHi16ZMM  = 7
+	XFeaturePKRU     = 9
+	XFeatureTileCfg  = 17 // AMX
+	XFeatureTileData = 18 // AMX, only for tasks that asked for it
+)
+
+const (
+	xsaveLegacy  = 512 // FXSAVE area
+	xsaveHeader  = 64
+	swReserved   = 464 // software bytes of the FXSAVE area: XCR0 in the register set, the magic in a signal frame
+	xstateBV     = 512
+	maxXFeature  = 63
+	tileDataMask = 1 << XFeatureTileData
+)
+
+// XComponent is where one component lies in the standard layout, from cpuid leaf 0xd.
+type XComponent struct{ Offset, Size uint32 }
+
+// XComponents are the components this processor and kernel have, by number; absent ones have size 0.
+var XComponents = sync.OnceValue(func() (c [maxXFeature]XComponent) {
+	have := XFeatures()
+	for i := 2; i < maxXFeature; i++ {
+		if have&(1<<i) != 0 {
+			size, offset, _, _ := cpuid(0xd, uint32(i))
+			c[i] = XComponent{offset, size}
+		}
+	}
+	return c
+})
+
+// XFeatures is the set of components the kernel has switched on (XCR0), 0 without XSAVE.
+var XFeatures = sync.OnceValue(func() uint64 {
+	if _, _, ecx, _ := cpuid(1, 0); ecx&(1<<27) == 0 { // OSXSAVE
+		return 0
+	}
+	return xgetbv(0)
+})
+
+// XStateMax is the size in bytes of the largest extended state a thread can have here.
+var XStateMax = sync.OnceValue(func() int {
+	return max(int(xstateSize(XFeatures())), xsaveLegacy)
+})
+
+// xstateSize is the size of the standard layout up to the last of the given components.
+func xstateSize(features uint64) uint32 {
+	size := uint32(xsaveLegacy + xsaveHeader)
+	for i, c := range XComponents() {
+		if i >= 2 && features&(1<<i) != 0 {
+			size = max(size, c.Offset+c.Size)
+		}
+	}
+	return size
+}
+
+// Marks of the extended state in a signal frame.
+const (
+	fpXStateMagic1 = 0x46505853
+	fpXStateMagic2 = 0x46505845
+)
+
+// frameXState puts the extended state into the form rt_sigreturn wants. The kernel compares the size with what the
+// thread may use and falls back to SSE alone if it is larger, so the state of AMX tiles, for which a thread has to
+// ask, is there only when in use.
+func frameXState(state []byte) ([]byte, error) {
+	if len(state) < xsaveLegacy+xsaveHeader {
+		if len(state) == xsaveLegacy { // a processor without XSAVE
+			return state, nil
+		}
+		return nil, fmt.Errorf("an extended state of %d bytes is too short", len(state))
+	}
+	le := binary.LittleEndian
+	features := XFeatures()
+	if le.Uint64(state[xstateBV:])&tileDataMask == 0 {
+		features &^= tileDataMask
+	}
+	size := xstateSize(features)
+	if int(size) > len(state) {
+		return nil, errors.New("an extended state is shorter than this processor's")
+	}
+	b := make([]byte, size+4)
+	copy(b, state[:size])
+	le.PutUint32(b[swReserved:], fpXStateMagic1)
+	le.PutUint32(b[swReserved+4:], size+4)
+	le.PutUint64(b[swReserved+8:], features)
+	le.PutUint32(b[swReserved+16:], size)
+	le.PutUint32(b[size:], fpXStateMagic2)
+	return b, nil
+}

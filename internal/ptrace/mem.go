@@ -1,0 +1,49 @@
+package ptrace
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// ReadMemory fills buf from a task's memory at addr. The task need not be stopped, and any thread may call it.
+func ReadMemory(tid int, addr uint64, buf []byte) error {
+	return copyMemory("read", unix.ProcessVMReadv, tid, addr, buf)
+}
+
+// WriteMemory copies buf into a task's writable memory at addr.
+func WriteMemory(tid int, addr uint64, buf []byte) error {
+	return copyMemory("write", unix.ProcessVMWritev, tid, addr, buf)
+}
+
+func copyMemory(verb string, move func(int, []unix.Iovec, []unix.RemoteIovec, uint) (int, error),
+	tid int, addr uint64, buf []byte) error {
+	for len(buf) > 0 {
+		local := [1]unix.Iovec{{Base: &buf[0]}}
+		local[0].SetLen(len(buf))
+		n, err := move(tid, local[:], []unix.RemoteIovec{{Base: uintptr(addr), Len: len(buf)}}, 0)
+		if err == nil && n == 0 {
+			err = unix.EFAULT
+		}
+		if err != nil {
+			return fmt.Errorf("%s %d bytes at %#x of task %d: %w", verb, len(buf), addr, tid, err)
+		}
+		buf, addr = buf[n:], addr+uint64(n)
+	}
+	return nil
+}
+
+// PokeMemory copies buf into a task's memory at addr whatever its protection is, and keeps the instruction cache right.
+// A private page that is not writable is copied first, as a debugger's breakpoint is. It is slower than WriteMemory.
+func PokeMemory(tid int, addr uint64, buf []byte) error {
+	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/mem", tid), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err = f.WriteAt(buf, int64(addr)); err != nil {
+		return fmt.Errorf("write %d bytes at %#x of task %d: %w", len(buf), addr, tid, err)
+	}
+	return nil
+}

@@ -1,0 +1,113 @@
+package ptrace
+
+import (
+	"fmt"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Event stops x/sys does not name.
+const (
+	EventStop = 128 // PTRACE_EVENT_STOP: interrupted, group-stopped, or just born under trace
+)
+
+// Status is what a wait reported about one thread.
+type Status struct {
+	TID int
+	unix.WaitStatus
+}
+
+// Event is the PTRACE_EVENT_* of the stop, 0 when it is none.
+func (s Status) Event() int {
+	if !s.Stopped() {
+		return 0
+	}
+	return int(s.WaitStatus) >> 16
+}
+
+// SyscallStop says whether the thread stopped at a system call under OptSysGood.
+func (s Status) SyscallStop() bool {
+	return s.Stopped() && s.StopSignal() == syscall.SIGTRAP|0x80
+}
+
+// Gone says whether the thread has ended.
+func (s Status) Gone() bool { return s.Exited() || s.Signaled() }
+
+func (s Status) String() string {
+	switch {
+	case s.Exited():
+		return fmt.Sprintf("thread %d exited with %d", s.TID, s.ExitStatus())
+	case s.Signaled():
+		return fmt.Sprintf("thread %d was killed by %v", s.TID, s.Signal())
+	case s.SyscallStop():
+		return fmt.Sprintf("thread %d stopped at a system call", s.TID)
+	case s.Event() != 0:
+		return fmt.Sprintf("thread %d stopped with event %d, signal %v", s.TID, s.Event(), s.StopSignal())
+	case s.Stopped():
+		return fmt.Sprintf("thread %d stopped with signal %v", s.TID, s.StopSignal())
+	}
+	return fmt.Sprintf("thread %d reported status %#x", s.TID, int(s.WaitStatus))
+}
+
+// Wait waits for the next stop or the end of one tracee. __WALL sees threads and children with any exit signal,
+// __WNOTHREAD only what belongs to the calling thread, so that nobody else's children are reaped.
+func Wait(tid int) (Status, error) {
+	return wait(tid, 0)
+}
+
+// Poll is Wait that does not sleep; ok tells whether there was something to report.
+func Poll(tid int) (s Status, ok bool, err error) {
+	s, err = wait(tid, unix.WNOHANG)
+	return s, s.TID != 0, err
+}
+
+// WaitAny waits for the next stop or end of any tracee or child of the calling thread.
+func WaitAny() (Status, error) { return wait(-1, 0) }
+
+func wait(tid, flags int) (Status, error) {
+	for {
+		var ws unix.WaitStatus
+		got, err := unix.Wait4(tid, &ws, unix.WALL|unix.WNOTHREAD|flags, nil)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return Status{TID: tid}, fmt.Errorf("wait for thread %d: %w", tid, err)
+		}
+		return Status{got, ws}, nil
+	}
+}
+
+// Stop interrupts a seized thread and waits until it has stopped. Signals that arrive first are handed on to the
+// thread; the status is that of the stop, a group-stop if the thread is in one.
+func Stop(tid int) (Status, error) {
+	if err := Interrupt(tid); err != nil {
+		return Status{}, err
+	}
+	return AwaitStop(tid)
+}
+
+// AwaitStop waits for the stop an Interrupt asked for. To stop many threads, Interrupt all of them before the first
+// AwaitStop.
+func AwaitStop(tid int) (Status, error) {
+	for {
+		s, err := Wait(tid)
+		if err != nil {
+			return s, err
+		}
+		if s.Gone() {
+			return s, fmt.Errorf("%v: %w", s, unix.ESRCH)
+		}
+		if s.Event() == EventStop {
+			return s, nil
+		}
+		sig := s.StopSignal()
+		if s.Event() != 0 || s.SyscallStop() {
+			sig = 0
+		}
+		if err := Cont(tid, sig); err != nil {
+			return s, err
+		}
+	}
+}
