@@ -120,3 +120,6 @@ func (r *Regs) FixRestart() {
 		r.AX = ^uint64(4 - 1) // -EINTR
 	}
 }
+
+// BlobOp is the address of the operation the interpreter is at.
+func (r *Regs) BlobOp() uint64 { return r.R13 }

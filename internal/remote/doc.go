@@ -1,0 +1,50 @@
+// Package remote runs programs of system calls inside foreign tasks: on dump they ask a task about itself (the
+// parasite), on restore they build a task up (the restorer). A program is plain data made by a Builder; the interpreter
+// in package arch executes it in the task. There is no C and no Go runtime in the task, and no stack is used.
+//
+//	b := remote.NewBuilder("read the link's target")
+//	buf := b.Zero(256)
+//	fd := b.Call(unix.SYS_OPENAT, remote.Imm(unix.AT_FDCWD), b.String("/x"), remote.Imm(unix.O_RDONLY)).Must()
+//	n := b.Call(unix.SYS_READ, fd, buf, remote.Imm(256))
+//	b.Call(unix.SYS_CLOSE, fd).Discard()
+//	res, err := session.Run(b.Program())
+//	size, err := res.Value(n)      // error names program, op, call, arguments, errno
+//	text := res.Bytes(buf)[:size]
+//
+// # Dump: injection
+//
+// All of it happens on the thread of the ptrace.Tracer that seized the task (inside Tracer.Do):
+//
+//	ptrace.Seize, ptrace.Stop            the caller stops every thread of the task
+//	th, err := remote.Capture(tid)       registers, xstate, signal mask; decides an rseq critical section
+//	s, err := remote.Inject(th, opts)    one mapping made in the task; Options.SyscallAt from FindSyscall saves time
+//	res, err := s.Run(prog)              on the leader
+//	res, err := s.RunOn(other, prog)     on another captured thread of the same task
+//	s.Eject()                            the mapping is gone, the leader has its state back, still stopped
+//	ptrace.Detach
+//
+// Start and Finish are Run in two halves: start a program in each of many tasks, then finish each. To run programs on
+// several threads of one task at once give each its slot (Options.Slots, Session.Enter, Slot.Leave). A program that does
+// not fit into the buffer is split by itself.
+//
+// # When the tracer dies
+//
+// A program ends with a signal the thread sends itself, one that the task neither handles nor waits for, under a mask
+// that blocks all others. A tracer sees the stop. If there is none any more the signal is ignored, and the interpreter
+// returns through a signal frame that was prepared before the first operation: registers, extended state and signal mask
+// are back, and a system call that was interrupted is made again. The mapping of the engine stays behind. Windows that remain, in which the death of the tracer kills the task or leaves it with a wrong
+// signal mask:
+//
+//   - while the mapping is made (Inject) and removed (Eject), some microseconds each: the thread runs one system call
+//     with foreign registers and there is no memory yet, or no more, to return from;
+//   - where the task handles or blocks every signal that is ignored by default (SIGURG, SIGWINCH, SIGCHLD): programs
+//     stop by a breakpoint then, and Session.CrashSafe says so;
+//   - where seccomp is in force in the task: it is suspended by the tracer's options, comes back with the tracer's
+//     death, and may kill the task for a call of the program or of its end;
+//   - a call that only the kernel could have resumed (nanosleep, poll and futex with a timeout) returns EINTR.
+//
+// Without the tracer's death none of this matters: registers are put back by SETREGS with the result of the interrupted
+// call as it was, so the kernel restarts it itself, and a restart block survives because nothing here sleeps.
+//
+// A task that is in a group-stop runs programs all the same and is stopped again when it is detached.
+package remote

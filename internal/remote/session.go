@@ -1,0 +1,320 @@
+package remote
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"cryo/arch"
+	"cryo/internal/ptrace"
+)
+
+// Session is the engine inside one task: the interpreter, and buffers for programs.
+type Session struct {
+	leader *Slot
+	area   Area
+	code   uint64 // address of the interpreter
+	instr  uint64 // address of a system call instruction outside of the area, for removing it
+	free   []buffer
+	status taskStatus
+}
+
+// Area is memory the engine has in a task.
+type Area struct{ Start, Size uint64 }
+
+// End is the first address behind the area.
+func (a Area) End() uint64 { return a.Start + a.Size }
+
+// buffer is the place of a slot.
+type buffer struct {
+	base, frame uint64
+	size        int
+}
+
+// Options say how the engine is put into a task. The zero value does for one program at a time.
+type Options struct {
+	// SlotSize is the size in bytes of each program buffer, 32 KiB if 0. Longer programs are split.
+	SlotSize int
+	// Slots is how many threads run programs at the same time, 1 if 0.
+	Slots int
+	// SyscallAt is the address of a system call instruction in the task, from FindSyscall before the freeze. It is
+	// looked for if 0.
+	SyscallAt uint64
+	// PtraceOptions are the options the tracee has; what the engine needs is added.
+	PtraceOptions int
+	// Breakpoints makes programs stop by a breakpoint even where a signal could be used. A task whose tracer dies
+	// during a program dies too then.
+	Breakpoints bool
+}
+
+const defaultSlotSize = 32 << 10
+
+// AreaSize is how much memory slots program buffers of slotSize bytes take in a task, with the interpreter.
+func AreaSize(slots, slotSize int) uint64 {
+	return alignUp(arch.BlobPage+uint64(slots)*uint64(slotStride(slotSize)), arch.BlobPage)
+}
+
+func slotStride(slotSize int) int { return alignUp(slotSize, 64) + alignUp(arch.SigFrameSize(), 64) }
+
+// SeccompError says that the seccomp rules of a task could not be suspended, so no program can run in it.
+type SeccompError struct {
+	TID int
+	Err error
+}
+
+func (e *SeccompError) Error() string {
+	return fmt.Sprintf("thread %d is under seccomp and it cannot be suspended (%v); CAP_SYS_ADMIN in the initial user namespace and a tool without seccomp filters are needed", e.TID, e.Err)
+}
+
+func (e *SeccompError) Unwrap() error { return e.Err }
+
+// Inject puts the engine into the task of a stopped thread, which becomes the one that runs the session's own programs.
+func Inject(leader *Thread, o Options) (*Session, error) {
+	p, err := prepare(leader, o)
+	if err != nil {
+		return nil, err
+	}
+	addr, err := remoteCall(leader, p.instr, unix.SYS_MMAP, 0, p.area.Size, unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC,
+		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS, ^uint64(0), 0)
+	if err == nil && errnoOf(addr) != 0 {
+		err = fmt.Errorf("map %d bytes in task %d: %w", p.area.Size, leader.TID, errnoOf(addr))
+	}
+	if err != nil {
+		return nil, errors.Join(err, restoreThread(leader))
+	}
+	if err := p.settle(uint64(addr), o); err != nil {
+		return nil, errors.Join(err, p.Eject())
+	}
+	return p, nil
+}
+
+// prepare decides everything that can be decided before the task is touched, and blocks its signals.
+func prepare(leader *Thread, o Options) (*Session, error) {
+	if o.SlotSize == 0 {
+		o.SlotSize = defaultSlotSize
+	}
+	st, err := readStatus(leader.TID)
+	if err != nil {
+		return nil, err
+	}
+	s := &Session{status: st, instr: o.SyscallAt, area: Area{Size: AreaSize(max(o.Slots, 1), o.SlotSize)}}
+	s.leader = &Slot{session: s, thread: leader}
+	if s.instr == 0 {
+		if s.instr, err = FindSyscall(leader.TID); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.adopt(leader.TID, o.PtraceOptions); err != nil {
+		return nil, err
+	}
+	return s, ptrace.SetSigMask(leader.TID, ^uint64(0))
+}
+
+// adopt sets the options of a thread that is going to run programs.
+func (s *Session) adopt(tid, options int) error {
+	options |= ptrace.OptSysGood
+	if s.status.seccomp == 0 {
+		return ptrace.SetOptions(tid, options)
+	}
+	if err := ptrace.SetOptions(tid, options|ptrace.OptSuspendSeccomp); err != nil {
+		return &SeccompError{tid, err}
+	}
+	return nil
+}
+
+// settle makes the fresh mapping at addr a session: code, free slots, the leader's slot.
+func (s *Session) settle(addr uint64, o Options) error {
+	s.area.Start, s.code = addr, addr
+	write := ptrace.WriteMemory
+	if arch.NeedsICacheFlush {
+		write = ptrace.PokeMemory
+	}
+	if err := write(s.leader.thread.TID, addr, arch.Code()); err != nil {
+		return err
+	}
+	size := o.SlotSize
+	if size == 0 {
+		size = defaultSlotSize
+	}
+	size = alignUp(size, 64)
+	for i := range max(o.Slots, 1) {
+		base := addr + arch.BlobPage + uint64(i*slotStride(size))
+		s.free = append(s.free, buffer{base: base, frame: base + uint64(size), size: size})
+	}
+	s.take(s.leader)
+	if !o.Breakpoints {
+		s.leader.signal = s.chooseSignal(s.leader.thread)
+	}
+	if s.leader.signal == 0 {
+		s.leader.frame = 0
+	}
+	return s.leader.enter()
+}
+
+// take gives a slot the first free buffer.
+func (s *Session) take(sl *Slot) {
+	b := s.free[0]
+	s.free = s.free[1:]
+	sl.base, sl.frame, sl.size = b.base, b.frame, b.size
+}
+
+// stopSignals are the signals a program may stop with: whoever does not handle them ignores them.
+var stopSignals = [...]syscall.Signal{syscall.SIGURG, syscall.SIGWINCH, syscall.SIGCHLD}
+
+// chooseSignal finds a signal that means nothing to the thread: not handled, not pending, not blocked to be read
+// otherwise. 0 if there is none.
+func (s *Session) chooseSignal(t *Thread) syscall.Signal {
+	for _, sig := range stopSignals {
+		bit := uint64(1) << (sig - 1)
+		if (s.status.caught|s.status.pending|t.SigMask)&bit == 0 {
+			return sig
+		}
+	}
+	return 0
+}
+
+// CrashSafe says whether the task goes on by itself when the tracer dies during a program of its leader.
+func (s *Session) CrashSafe() bool { return s.leader.frame != 0 }
+
+// Area is the memory the engine has in the task: not part of the task.
+func (s *Session) Area() Area { return s.area }
+
+// Leader is the slot of the thread the engine was injected by.
+func (s *Session) Leader() *Slot { return s.leader }
+
+// Run runs a program on the leader.
+func (s *Session) Run(p *Program) (*Results, error) { return s.leader.Run(p) }
+
+// Start starts a program on the leader; Finish waits for it.
+func (s *Session) Start(p *Program) error { return s.leader.Start(p) }
+
+// Finish waits for the program Start started.
+func (s *Session) Finish() (*Results, error) { return s.leader.Finish() }
+
+// ErrNoSlot says that all program buffers of a session are taken.
+var ErrNoSlot = errors.New("no free program buffer in the task")
+
+// Enter gives another stopped thread of the task a free slot. Leave gives it back.
+func (s *Session) Enter(t *Thread) (*Slot, error) {
+	if len(s.free) == 0 {
+		return nil, ErrNoSlot
+	}
+	if err := s.adopt(t.TID, 0); err != nil {
+		return nil, err
+	}
+	sl := &Slot{session: s, thread: t}
+	s.take(sl)
+	if s.leader.signal != 0 {
+		sl.signal = s.chooseSignal(t)
+	}
+	if sl.signal == 0 {
+		sl.frame = 0
+	}
+	return sl, sl.enter()
+}
+
+// Leave gives the thread its own state back, still stopped, and frees its slot.
+func (sl *Slot) Leave() error {
+	err := sl.leave()
+	s := sl.session
+	s.free = append(s.free, buffer{base: sl.base, frame: sl.base + uint64(sl.size), size: sl.size})
+	return err
+}
+
+// RunOn runs a program on another stopped thread of the task: Enter, Run and Leave in one.
+func (s *Session) RunOn(t *Thread, p *Program) (*Results, error) {
+	if t == s.leader.thread {
+		return s.Run(p)
+	}
+	sl, err := s.Enter(t)
+	if err != nil {
+		return nil, err
+	}
+	res, err := sl.Run(p)
+	return res, errors.Join(err, sl.Leave())
+}
+
+// Eject takes the engine out of the task and gives the leader its own state back; the thread stays stopped. The slots
+// of other threads have been left before.
+func (s *Session) Eject() error {
+	t := s.leader.thread
+	ret, err := remoteCall(t, s.instr, unix.SYS_MUNMAP, s.area.Start, s.area.Size)
+	if err == nil && errnoOf(ret) != 0 {
+		err = fmt.Errorf("unmap the engine from task %d: %w", t.TID, errnoOf(ret))
+	}
+	return errors.Join(err, restoreThread(t))
+}
+
+func restoreThread(t *Thread) error {
+	return errors.Join(ptrace.SetRegs(t.TID, &t.Regs), ptrace.SetSigMask(t.TID, t.SigMask))
+}
+
+// remoteCall makes one system call in a stopped thread, at a system call instruction of the task. The thread has its
+// signals blocked. It ends in a stop from which the kernel restarts an interrupted system call once the registers are
+// back: not the stop at the exit of the call, but an interrupt on the way to user mode.
+func remoteCall(t *Thread, at uint64, nr uint64, args ...uint64) (int64, error) {
+	r := t.Regs.SetupCall(at, nr, args...)
+	if err := ptrace.SetRegs(t.TID, &r); err != nil {
+		return 0, err
+	}
+	entry := func(st ptrace.Status) bool { return st.SyscallStop() }
+	if err := resumeUntil(t.TID, ptrace.Syscall, entry); err != nil {
+		return 0, err
+	}
+	if err := ptrace.Interrupt(t.TID); err != nil {
+		return 0, err
+	}
+	interrupted := func(st ptrace.Status) bool { return st.Event() == ptrace.EventStop }
+	if err := resumeUntil(t.TID, ptrace.Cont, interrupted); err != nil {
+		return 0, err
+	}
+	if err := ptrace.GetRegs(t.TID, &r); err != nil {
+		return 0, err
+	}
+	return r.SyscallResult(), nil
+}
+
+// resumeUntil resumes a thread until it has the stop wanted. Stop signals take effect on the way.
+func resumeUntil(tid int, resume func(int, syscall.Signal) error, wanted func(ptrace.Status) bool) error {
+	var sig syscall.Signal
+	for {
+		if err := resume(tid, sig); err != nil {
+			return err
+		}
+		st, err := ptrace.Wait(tid)
+		switch {
+		case err != nil:
+			return err
+		case st.Gone():
+			return fmt.Errorf("%v: %w", st, unix.ESRCH)
+		case wanted(st):
+			return nil
+		}
+		sig = 0
+		if st.Event() == 0 && !st.SyscallStop() {
+			if sig = st.StopSignal(); sig != syscall.SIGSTOP {
+				return fmt.Errorf("%v during a remote system call", st)
+			}
+		}
+	}
+}
+
+// FindSyscall returns the address of a system call instruction in a task: in its vdso, or in any code it has mapped. It
+// reads the task's memory and needs no stop.
+func FindSyscall(pid int) (uint64, error) {
+	auxv, err := os.ReadFile(fmt.Sprintf("/proc/%d/auxv", pid))
+	if err != nil {
+		return 0, err
+	}
+	for ; len(auxv) >= 16; auxv = auxv[16:] {
+		if le.Uint64(auxv) == atSysinfoEhdr {
+			if at := syscallIn(pid, le.Uint64(auxv[8:]), maxVDSO); at != 0 {
+				return at, nil
+			}
+		}
+	}
+	return findSyscallInMaps(pid)
+}

@@ -1,0 +1,116 @@
+package remote
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"cryo/arch"
+	"cryo/internal/ptrace"
+)
+
+// Thread is a stopped tracee and the state it gets back when the tool is done with it.
+type Thread struct {
+	TID     int
+	Regs    arch.Regs
+	XState  []byte // register set arch.XStateRegSet
+	SigMask uint64
+	Rseq    ptrace.RseqConfiguration // zero: none registered, or a kernel before 5.13
+	RseqCS  uint64                   // address of the critical section the thread was in or had been in last, 0: none
+}
+
+// Capture reads the state of a stopped tracee. A thread that stopped inside a restartable sequence is sent to the
+// sequence's abort handler, as the kernel does after any preemption: once foreign code runs on the thread, the kernel
+// forgets that it was inside.
+func Capture(tid int) (*Thread, error) {
+	t := &Thread{TID: tid}
+	if err := ptrace.GetRegs(tid, &t.Regs); err != nil {
+		return nil, err
+	}
+	var err error
+	if t.XState, err = ptrace.GetXState(tid); err != nil {
+		return nil, err
+	}
+	if t.SigMask, err = ptrace.SigMask(tid); err != nil {
+		return nil, err
+	}
+	t.Rseq, err = ptrace.Rseq(tid)
+	if err != nil && !errors.Is(err, unix.EIO) && !errors.Is(err, unix.EINVAL) {
+		return nil, err
+	}
+	if t.Rseq.Pointer != 0 {
+		if err := t.leaveCriticalSection(); err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+// Offsets in struct rseq and struct rseq_cs.
+const (
+	rseqCSField    = 8
+	csStart        = 8
+	csPostCommit   = 16
+	csAbort        = 24
+	rseqCSBytes    = 32
+	csFlags        = 4
+	csNoRestartAll = 7 // flags of kernels before 6.1: no restart on preemption, signal, migration
+)
+
+func (t *Thread) leaveCriticalSection() error {
+	var word [8]byte
+	if err := ptrace.ReadMemory(t.TID, t.Rseq.Pointer+rseqCSField, word[:]); err != nil {
+		return nil // registered, and unmapped since: the kernel would kill the thread, we leave that to it
+	}
+	if t.RseqCS = le.Uint64(word[:]); t.RseqCS == 0 {
+		return nil
+	}
+	var cs [rseqCSBytes]byte
+	if err := ptrace.ReadMemory(t.TID, t.RseqCS, cs[:]); err != nil {
+		return nil
+	}
+	if le.Uint32(cs[csFlags:])&csNoRestartAll != 0 {
+		return nil
+	}
+	if pc := t.Regs.PC(); pc-le.Uint64(cs[csStart:]) < le.Uint64(cs[csPostCommit:]) {
+		t.Regs.SetPC(le.Uint64(cs[csAbort:]))
+	}
+	return nil
+}
+
+// taskStatus is what the engine has to know of a task from /proc/PID/status.
+type taskStatus struct {
+	caught, pending uint64 // signals with a handler; pending ones, the thread's and the group's
+	ignored         uint64
+	seccomp         int // 0 none, 1 strict, 2 filters
+}
+
+func readStatus(tid int) (s taskStatus, err error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
+	if err != nil {
+		return s, err
+	}
+	for line := range bytes.Lines(text) {
+		key, value, _ := bytes.Cut(bytes.TrimRight(line, "\n"), []byte(":\t"))
+		switch string(key) {
+		case "SigCgt":
+			s.caught, err = strconv.ParseUint(string(value), 16, 64)
+		case "SigIgn":
+			s.ignored, err = strconv.ParseUint(string(value), 16, 64)
+		case "SigPnd", "ShdPnd":
+			var v uint64
+			v, err = strconv.ParseUint(string(value), 16, 64)
+			s.pending |= v
+		case "Seccomp":
+			s.seccomp, err = strconv.Atoi(string(value))
+		}
+		if err != nil {
+			return s, fmt.Errorf("/proc/%d/status: %w", tid, err)
+		}
+	}
+	return s, nil
+}
