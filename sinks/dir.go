@@ -26,6 +26,9 @@ type DirOptions struct {
 	// FirstPages is the id of the first pages file; 0 means 1. A page server counts from elsewhere, so that
 	// its files and those of a dump can be put together.
 	FirstPages uint32
+	// PagesOnly is for a page server: the inventory, if there is one, is somebody else's, and so is the link to
+	// the parent unless Parent says otherwise.
+	PagesOnly bool
 	// Created, if set, is told the name of every file before it is made: whoever keeps a journal can remove
 	// them if this process dies.
 	Created func(name string) error
@@ -63,6 +66,13 @@ func NewDir(path string, opt DirOptions) (*Dir, error) {
 // NewDirFile is NewDir for an open directory, which the sink takes over.
 func NewDirFile(f *os.File, opt DirOptions) (*Dir, error) {
 	d := &Dir{dir: f, path: f.Name(), opt: opt, pagesID: max(opt.FirstPages, 1)}
+	if opt.Parent == "" && opt.PagesOnly {
+		if err := d.followParent(); err != nil {
+			f.Close()
+			return nil, err
+		}
+		return d, nil
+	}
 	if opt.Parent == "" {
 		return d, nil
 	}
@@ -73,6 +83,18 @@ func NewDirFile(f *os.File, opt DirOptions) (*Dir, error) {
 	}
 	d.parent = image.NewDir(os.NewFile(uintptr(fd), d.join(opt.Parent)))
 	return d, nil
+}
+
+// followParent takes the parent that the directory already has.
+func (d *Dir) followParent() error {
+	dup, err := unix.FcntlInt(d.dir.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	here := image.NewDir(os.NewFile(uintptr(dup), d.path))
+	defer here.Close()
+	d.parent, err = here.Parent()
+	return err
 }
 
 func (d *Dir) fd() int                 { return int(d.dir.Fd()) }
@@ -134,10 +156,15 @@ func (d *Dir) prepare() error {
 	if d.prepared {
 		return nil
 	}
-	if err := errors.Join(d.remove(inventoryName), d.remove(parentName)); err != nil {
-		return err
+	if !d.opt.PagesOnly {
+		if err := errors.Join(d.remove(inventoryName), d.remove(parentName)); err != nil {
+			return err
+		}
 	}
 	if d.opt.Parent != "" {
+		if err := d.remove(parentName); err != nil {
+			return err
+		}
 		if err := d.noteLocked(parentName); err != nil {
 			return err
 		}

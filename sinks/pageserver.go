@@ -1,0 +1,191 @@
+package sinks
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+
+	"cryo/internal/image"
+	"cryo/internal/pagexfer"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/inventory"
+)
+
+// PageServer is a set whose page maps and pages go to a page server, criu 4.2's or this one's (ServePages), while
+// everything else goes to a directory. The inventory is written after the server's last word.
+type PageServer struct {
+	meta *Dir
+	conn net.Conn
+	r    *bufio.Reader
+	w    *bufio.Writer
+	last uint16     // the command that ends the session
+	turn sync.Mutex // held by the page map that is being sent: the protocol knows one at a time
+}
+
+// NewPageServer makes a sink of a directory and a connection to a page server; it takes over both. borrowed says
+// that others hold the socket too (it was handed to this process), so that the server is told to end rather than
+// left to see the connection close.
+func NewPageServer(meta *Dir, conn net.Conn, borrowed bool) *PageServer {
+	s := &PageServer{
+		meta: meta, conn: conn, last: pagexfer.Close,
+		r: bufio.NewReader(conn), w: bufio.NewWriterSize(conn, 256<<10),
+	}
+	if borrowed {
+		s.last = pagexfer.ForceClose
+	}
+	return s
+}
+
+// Create makes a metadata file in the directory.
+func (s *PageServer) Create(name string) (Writer, error) { return s.meta.Create(name) }
+
+// Pagemap makes a page map that is sent from its first Add to its Close, alone. The server numbers pages files in
+// that order.
+func (s *PageServer) Pagemap(kind image.PagemapKind, id uint64) (Pagemap, error) {
+	p := &serverPagemap{s: s, object: pagexfer.Object(kind, id)}
+	p.runs = runs{name: kind.Kind().File(id), emit: p.send}
+	return p, nil
+}
+
+// HasParent asks the server whether its parent set has the object.
+func (s *PageServer) HasParent(kind image.PagemapKind, id uint64) (bool, error) {
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	answer, err := s.ask(pagexfer.Msg{Cmd: pagexfer.Parent, Object: pagexfer.Object(kind, id)}, 4)
+	return answer != 0, err
+}
+
+// Commit waits until the server has everything, then makes the directory valid.
+func (s *PageServer) Commit(inv *inventory.InventoryEntry) error {
+	status, err := s.ask(pagexfer.Msg{Cmd: s.last}, 4)
+	if err != nil {
+		return err
+	}
+	if status != 0 {
+		return s.fail(fmt.Errorf("it reports status %d", int32(status)))
+	}
+	// The server waits for the end of the connection.
+	if err := s.conn.Close(); err != nil {
+		return s.fail(err)
+	}
+	return s.meta.Commit(inv)
+}
+
+// Abort breaks the connection, which makes the server give up its files, and cleans the directory.
+func (s *PageServer) Abort() error {
+	s.conn.Close()
+	return s.meta.Abort()
+}
+
+// Close gives back connection and directory.
+func (s *PageServer) Close() error {
+	s.conn.Close()
+	return s.meta.Close()
+}
+
+// ask sends a message and reads an answer of size bytes.
+func (s *PageServer) ask(m pagexfer.Msg, size int) (uint32, error) {
+	if err := s.put(m); err != nil {
+		return 0, err
+	}
+	if err := s.w.Flush(); err != nil {
+		return 0, s.fail(err)
+	}
+	var b [4]byte
+	if _, err := io.ReadFull(s.r, b[:size]); err != nil {
+		return 0, s.fail(fmt.Errorf("it does not answer: %w", err))
+	}
+	return binary.LittleEndian.Uint32(b[:]), nil
+}
+
+func (s *PageServer) put(m pagexfer.Msg) error {
+	var b [pagexfer.Size]byte
+	if _, err := s.w.Write(m.Append(b[:0])); err != nil {
+		return s.fail(err)
+	}
+	return nil
+}
+
+func (s *PageServer) fail(err error) error {
+	return fmt.Errorf("page server at %s: %w", s.conn.RemoteAddr(), err)
+}
+
+// serverPagemap is one object on its way to the server. A run's message has to be there before its bytes, so runs
+// are sent as they are added and are not merged.
+type serverPagemap struct {
+	runs
+	s         *PageServer
+	object    uint64
+	open      bool
+	hasParent bool
+	written   int64
+}
+
+// begin waits for this object's turn and opens it.
+func (p *serverPagemap) begin() error {
+	if p.open {
+		return nil
+	}
+	p.s.turn.Lock()
+	p.open = true
+	answer, err := p.s.ask(pagexfer.Msg{Cmd: pagexfer.Open2, Object: p.object}, 1)
+	p.hasParent = answer != 0
+	return err
+}
+
+func (p *serverPagemap) HasParent() (bool, error) {
+	err := p.begin()
+	return p.hasParent, err
+}
+
+func (p *serverPagemap) Add(vaddr, pages uint64, flags uint32) error {
+	if err := p.begin(); err != nil {
+		return err
+	}
+	if err := p.add(vaddr, pages, flags); err != nil {
+		return err
+	}
+	return p.flush()
+}
+
+func (p *serverPagemap) send(run image.Run) error {
+	return p.s.put(pagexfer.Msg{Cmd: pagexfer.AddF, Flags: uint16(run.Flags), Pages: run.Pages, Addr: run.Addr, Object: p.object})
+}
+
+func (p *serverPagemap) Direct() (*os.File, int64, bool) { return nil, 0, false }
+
+// Reserve is of no use without Direct.
+func (p *serverPagemap) Reserve(int64) int64 { return 0 }
+
+func (p *serverPagemap) Advance(int64) {}
+
+func (p *serverPagemap) Write(b []byte) (int, error) {
+	// The server takes what follows a message for page bytes up to the announced number and for the next message
+	// after that.
+	if p.written+int64(len(b)) > p.present {
+		return 0, fmt.Errorf("%s: more bytes than the runs announce", p.name)
+	}
+	n, err := p.s.w.Write(b)
+	p.written += int64(n)
+	if err != nil {
+		err = p.s.fail(err)
+	}
+	return n, err
+}
+
+// Close sends what is buffered and gives the turn to the next object. An object without pages gets its empty page
+// map, as in a directory.
+func (p *serverPagemap) Close() error {
+	err := p.begin()
+	if p.open {
+		err = errors.Join(err, p.finish(p.written), p.s.w.Flush())
+		p.s.turn.Unlock()
+		p.open = false
+	}
+	return err
+}
