@@ -52,6 +52,8 @@ type Task struct {
 	SharesFiles *Task
 	FDs         []*fdinfo.FdinfoEntry
 
+	// Memory is the address space as listed before anything was injected; nil for a zombie.
+	Memory *Memory
 	// MM is the memory image. Its Vmas are filled from Memory, the rest by CollectMM.
 	MM *mm.MmEntry
 	// FS names the working directory and the root.

@@ -65,7 +65,7 @@ func (m *Mapping) Entry(fl Flags) *vmapb.VmaEntry {
 	if size := m.HugePage(); size != 0 {
 		*e.Flags |= MapHuge(size)
 	}
-	applyFlags(e, fl)
+	ApplyFlags(e, fl)
 	return e
 }
 
@@ -107,7 +107,8 @@ func (m *Mapping) status() uint32 {
 	return StatusRegular | backing
 }
 
-func applyFlags(e *vmapb.VmaEntry, fl Flags) {
+// ApplyFlags adds what VmFlags say to an entry that was made without them.
+func ApplyFlags(e *vmapb.VmaEntry, fl Flags) {
 	for _, f := range mmapFlags {
 		if fl&f.flag != 0 {
 			*e.Flags |= f.mmap

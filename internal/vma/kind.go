@@ -34,6 +34,7 @@ const (
 	vsyscallName    = "[vsyscall]"
 	vectorsName     = "[vectors]" // what 32 bit ARM has for a vsyscall page
 	sharedAnonName  = "/dev/zero (deleted)"
+	namedAnonPrefix = "[anon_shmem:" // the same with PR_SET_VMA_ANON_NAME
 	anonHugeName    = "/anon_hugepage (deleted)"
 	sysvPrefix      = "/SYSV"
 	memfdPrefix     = "/memfd:"
@@ -76,7 +77,7 @@ func (m *Mapping) internalFile() Kind {
 		return SysV
 	case m.Name == anonHugeName && !m.Shared:
 		return Anonymous
-	case m.Name == anonHugeName, m.Name == sharedAnonName && m.Shared:
+	case m.Name == anonHugeName, m.Name == sharedAnonName && m.Shared, strings.HasPrefix(m.Name, namedAnonPrefix):
 		return SharedAnonymous
 	}
 	return Memfd

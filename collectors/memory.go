@@ -1,0 +1,220 @@
+package collectors
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
+
+	"cryo/internal/pagemap"
+	"cryo/internal/vma"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/mm"
+	vmapb "github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+)
+
+// Memory is the address space of a task: its mappings, from which the entries of mm-PID.img are made, and what
+// decides where the contents of each go.
+//
+// It is filled in three steps. ReadMemory lists, for several tasks at once, before anything is injected: what is
+// carried in is not in the list. Register names files and shared objects in task order. DumpPages walks the
+// pages, and finds the guard regions on its way. FillMM then has all that the image says.
+type Memory struct {
+	maps    []vma.Mapping
+	kinds   []vma.Kind
+	entries []*vmapb.VmaEntry // one a mapping; nil for one that is in no image
+	locked  bool              // something is mlocked
+	flags   func() ([]vma.Flags, error)
+	guards  []pagemap.Region
+	flagged bool // the flags are in the entries
+}
+
+// manyMappings is the number from which on smaps, which takes the kernel 3 microseconds a mapping, is read beside
+// the work that does not need it.
+const manyMappings = 512
+
+// ReadMemory lists the mappings of a task. Nothing in the task may run from now on.
+func ReadMemory(t *Task) (*Memory, error) {
+	maps, err := vma.List(t.Pid)
+	if err != nil {
+		return nil, err
+	}
+	m := &Memory{maps: maps, locked: t.Status == nil || t.Status.VmLck != 0}
+	m.kinds = make([]vma.Kind, len(maps))
+	m.entries = make([]*vmapb.VmaEntry, len(maps))
+	for i := range maps {
+		m.kinds[i] = maps[i].Kind()
+		m.entries[i] = maps[i].Entry(0)
+		if maps[i].HasFile() {
+			if err := m.openMode(t, i); err != nil {
+				return nil, err
+			}
+		}
+	}
+	m.flags = sync.OnceValues(func() ([]vma.Flags, error) { return vma.ReadFlags(t.Pid, maps) })
+	if len(maps) < manyMappings {
+		_, err := m.flags()
+		return m, err
+	}
+	go m.flags()
+	return m, nil
+}
+
+// openMode notes with what rights the mapped file was open: the modes of the link in map_files are the file's.
+func (m *Memory) openMode(t *Task, i int) error {
+	var st unix.Stat_t
+	link := mapLink(&m.maps[i])
+	err := unix.Fstatat(t.Proc.Fd(), link, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // an area of the kernel's that merely looks like a file
+	}
+	if err != nil {
+		return fmt.Errorf("stat %s: %w", t.Proc.Path(link), err)
+	}
+	switch st.Mode & 0o600 {
+	case 0o600:
+		m.entries[i].Fdflags = proto.Uint32(unix.O_RDWR)
+	case 0o200:
+		m.entries[i].Fdflags = proto.Uint32(unix.O_WRONLY)
+	default:
+		m.entries[i].Fdflags = proto.Uint32(unix.O_RDONLY)
+	}
+	return nil
+}
+
+// mapLink is the name below /proc/PID of the link to a mapping's file.
+func mapLink(m *vma.Mapping) string { return "map_files/" + m.Link() }
+
+// Register gives the files and shared objects behind the mappings their ids and notes what stands in the way of a
+// dump. It is called in task order.
+func (m *Memory) Register(env *Env, t *Task) error {
+	seen := map[mappedFile]uint64{}
+	for i := range m.maps {
+		if err := m.register(env, t, i, seen); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mappedFile is what segments of one file have in common, seen through one path.
+type mappedFile struct {
+	dev, ino uint64
+	name     string
+}
+
+func (m *Memory) register(env *Env, t *Task, i int, seen map[mappedFile]uint64) error {
+	mp, e := &m.maps[i], m.entries[i]
+	switch m.kinds[i] {
+	case vma.SharedAnonymous:
+		env.Shared.mapped(t, mp)
+	case vma.SysV:
+		m.obstacle(env, t, mp, "SysV shared memory, which cannot be dumped yet", "detach it before the dump")
+	case vma.Uprobes:
+		if !env.Options.AllowUprobes {
+			m.obstacle(env, t, mp, "probes of the kernel (uprobes) are set in it", "--allow-uprobes")
+		}
+		m.entries[i] = nil
+	case vma.File, vma.Memfd:
+		key := mappedFile{mp.Dev, mp.Inode, mp.Name}
+		id, known := seen[key]
+		if !known {
+			var err error
+			if id, err = m.fileID(env, t, i); err != nil {
+				return err
+			}
+			seen[key] = id
+		}
+		e.Shmid = proto.Uint64(id)
+	}
+	return nil
+}
+
+// fileID names the file behind mapping i for the images.
+func (m *Memory) fileID(env *Env, t *Task, i int) (uint64, error) {
+	mp := &m.maps[i]
+	link := mapLink(mp)
+	if m.kinds[i] == vma.Memfd {
+		id, err := env.Shared.memfdMapping(env, t, mp)
+		return uint64(id), err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(t.Proc.Fd(), link, &st, 0); err != nil {
+		return 0, fmt.Errorf("stat %s: %w", t.Proc.Path(link), err)
+	}
+	zero := unix.Mkdev(1, 5)
+	if st.Mode&unix.S_IFMT != unix.S_IFREG && !(st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == zero) {
+		m.obstacle(env, t, mp, "memory of a device or socket ("+mp.Name+")", "")
+		return 0, nil
+	}
+	id, err := env.Files.Named(t, link)
+	return uint64(id), err
+}
+
+func (m *Memory) obstacle(env *Env, t *Task, mp *vma.Mapping, what, remedy string) {
+	env.Obstacles.Add(Obstacle{Pid: t.Pid, Where: "mapping " + mp.Link(), What: what, Remedy: remedy})
+}
+
+// Check waits for what the kernel says of each mapping in smaps and notes what stands in the way of a dump.
+func (m *Memory) Check(env *Env, t *Task) error {
+	if err := m.applyFlags(); err != nil {
+		return err
+	}
+	flags, _ := m.flags()
+	for i := range m.maps {
+		mp, fl := &m.maps[i], flags[i]
+		device := fl&(vma.IO|vma.PFNMap) != 0 && m.kinds[i] != vma.VVAR && m.kinds[i] != vma.Uprobes
+		if device && !vma.Is(m.entries[i], vma.StatusFileShared) {
+			m.obstacle(env, t, mp, "memory of a device ("+mp.Name+")", "")
+		}
+		if fl&vma.ShadowStack != 0 {
+			m.obstacle(env, t, mp, "a shadow stack, which cannot be dumped yet", "run the program without shadow stacks")
+		}
+	}
+	return nil
+}
+
+// applyFlags waits for the flags and puts them into the entries, once.
+func (m *Memory) applyFlags() error {
+	if m.flagged {
+		return nil
+	}
+	flags, err := m.flags()
+	if err != nil {
+		return err
+	}
+	for i, e := range m.entries {
+		if e != nil {
+			vma.ApplyFlags(e, flags[i])
+		}
+	}
+	m.flagged = true
+	return nil
+}
+
+// FillMM adds the mappings and AIO rings to the task's memory image. It comes after DumpPages.
+func (m *Memory) FillMM(e *mm.MmEntry) error {
+	if err := m.applyFlags(); err != nil {
+		return err
+	}
+	var last *vmapb.VmaEntry
+	for i, v := range m.entries {
+		switch {
+		case v == nil:
+			continue
+		case last != nil && vma.Is(v, vma.StatusVVAR) && vma.Is(last, vma.StatusVVAR) && last.GetEnd() == v.GetStart():
+			last.End = v.End // one area to whoever moves it, however many the kernel makes of it
+			continue
+		case m.kinds[i] == vma.AIORing:
+			e.Aios = append(e.Aios, aioRing(&m.maps[i]))
+		}
+		e.Vmas = append(e.Vmas, v)
+		last = v
+	}
+	for _, g := range m.guards {
+		e.Vmas = append(e.Vmas, vma.GuardEntry(g.Start, g.End))
+	}
+	return nil
+}

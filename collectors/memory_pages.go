@@ -1,0 +1,158 @@
+package collectors
+
+import (
+	"context"
+
+	"cryo/internal/image"
+	"cryo/internal/pagecopy"
+	"cryo/internal/pagemap"
+	"cryo/internal/vma"
+
+	"golang.org/x/sys/unix"
+)
+
+// MemoryStats counts pages for the statistics of a dump. It may be read at any time.
+type MemoryStats struct {
+	Private pagecopy.Stats // pages of tasks
+	Shared  pagecopy.Stats // pages of shared memory objects
+}
+
+// PageDest takes the pages of one object; sinks.Pagemap is one.
+type PageDest interface {
+	pagecopy.Dest
+	Close() error
+}
+
+// DumpPages stores the task's own pages: all that is written of its private mappings and not zero. Pages of private
+// file mappings that were never written are the file's; holes are not stored at all.
+func (m *Memory) DumpPages(ctx context.Context, t *Task, dst PageDest, stats *MemoryStats) (err error) {
+	if m.locked { // locked memory is never lazy, and only smaps tells which it is
+		if err := m.applyFlags(); err != nil {
+			return err
+		}
+	}
+	pm, err := pagemap.Open(t.Pid)
+	if err != nil {
+		return err
+	}
+	defer pm.Close()
+	src, err := pagecopy.NewTask(t.Pid)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	copier := pagecopy.New(ctx, src, dst, pagecopy.Workers(), &stats.Private)
+	defer func() {
+		if cerr := copier.Close(); err == nil {
+			err = cerr
+		}
+	}()
+	return m.walk(pm, copier.Put)
+}
+
+// walk puts the ranges to be stored in the order of their addresses, and notes guard regions. One scan over the whole
+// address space costs a third of one a mapping.
+func (m *Memory) walk(pm *pagemap.Map, put func(pagecopy.Range) error) error {
+	w := walker{m: m, put: put}
+	scan := func(start, end uint64) error { return pm.Scan(start, end, pagemap.Own, w.region) }
+	last := len(m.maps) - 1
+	for last >= 0 && m.kinds[last] == vma.Vsyscall { // it lies beyond what a task can map, and what can be scanned
+		last--
+	}
+	if last < 0 {
+		return nil
+	}
+	var err error
+	if pagemap.HasScan() {
+		err = scan(m.maps[0].Start, m.maps[last].End)
+	} else {
+		for i := 0; i <= last && err == nil; i++ {
+			if m.private(i) {
+				err = scan(m.maps[i].Start, m.maps[i].End)
+			}
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return w.until(m.maps[last].End)
+}
+
+// walker lays regions with pages over the mappings.
+type walker struct {
+	m    *Memory
+	next int // the first mapping that may reach beyond what came so far
+	put  func(pagecopy.Range) error
+}
+
+// region stores what of r belongs to private mappings.
+func (w *walker) region(r pagemap.Region) error {
+	if r.Categories&pagemap.Guard != 0 {
+		w.m.guards = append(w.m.guards, r)
+		return nil
+	}
+	if err := w.until(r.Start); err != nil {
+		return err
+	}
+	for i := w.next; i < len(w.m.maps) && w.m.maps[i].Start < r.End; i++ {
+		mp := &w.m.maps[i]
+		if !w.m.private(i) {
+			continue
+		}
+		start, end := max(mp.Start, r.Start), min(mp.End, r.End)
+		err := w.put(pagecopy.Range{
+			Addr: start, Len: end - start, Flags: w.m.lazy(i),
+			KeepZero: mp.HasFile() && w.m.kinds[i] != vma.Anonymous,
+			Force:    mp.Prot&unix.PROT_READ == 0,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// until stores what is stored whole and begins below addr, and gets the mappings that end there out of the way.
+func (w *walker) until(addr uint64) error {
+	for ; w.next < len(w.m.maps); w.next++ {
+		mp := &w.m.maps[w.next]
+		whole := w.m.whole(w.next)
+		if mp.End > addr && !(whole && mp.Start < addr) {
+			return nil
+		}
+		if !whole {
+			continue
+		}
+		// A zero page may be left out of neither: nothing but the image says what is in them.
+		r := pagecopy.Range{Addr: mp.Start, Len: mp.Len(), KeepZero: true, Force: mp.Prot&unix.PROT_READ == 0}
+		if err := w.put(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// private says whether mapping i has pages of the task's own.
+func (m *Memory) private(i int) bool {
+	if m.entries[i] == nil || vma.Is(m.entries[i], vma.StatusVVAR) || m.whole(i) {
+		return false
+	}
+	return vma.Private(m.entries[i]) && m.entries[i].GetFlags()&mapDroppable == 0
+}
+
+// mapDroppable is MAP_DROPPABLE (Linux 6.11): pages the kernel may take away at any time need not be kept.
+const mapDroppable = 0x8
+
+// whole says whether all of mapping i is stored, whatever the page map says: the kernel owns the pages, but the code of
+// the vdso has to stay with those who hold addresses in it, and the events in an AIO ring with their reader.
+func (m *Memory) whole(i int) bool {
+	return vma.Is(m.entries[i], vma.StatusVDSO) || m.kinds[i] == vma.AIORing
+}
+
+// lazy is PELazy for pages that may be brought in after the task goes on.
+func (m *Memory) lazy(i int) uint32 {
+	if vma.CanBeLazy(m.entries[i]) {
+		return image.PELazy
+	}
+	return 0
+}

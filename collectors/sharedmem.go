@@ -1,0 +1,133 @@
+package collectors
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"cryo/internal/image"
+	"cryo/internal/pagecopy"
+	"cryo/internal/vma"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/memfd"
+	"golang.org/x/sys/unix"
+)
+
+// SharedMemory is the table of memory objects that belong to no single task: shared anonymous memory and memfds. Each
+// is stored once, in pagemap-shmem-ID.img, where ID is its inode number, whoever maps it.
+//
+// Objects are entered in task order by one goroutine; Dump comes when all tasks are registered.
+type SharedMemory struct {
+	objects []*sharedObject // in order of discovery
+	byInode map[deviceInode]*sharedObject
+	inodes  []*memfd.MemfdInodeEntry
+	memfds  map[deviceInode]*memfdIDs
+}
+
+type deviceInode struct{ dev, ino uint64 }
+
+// sharedObject is one object and where to read it from.
+type sharedObject struct {
+	id   uint64 // shmid in the images
+	size uint64 // bytes that anybody can reach
+	task *Task
+	link string // below task's /proc/PID: "map_files/..." or "fd/..."
+}
+
+// NewSharedMemory returns an empty table.
+func NewSharedMemory() *SharedMemory {
+	return &SharedMemory{byInode: map[deviceInode]*sharedObject{}, memfds: map[deviceInode]*memfdIDs{}}
+}
+
+// mapped enters the shared anonymous memory behind a mapping. Nobody can reach more of it than is mapped.
+func (s *SharedMemory) mapped(t *Task, mp *vma.Mapping) {
+	o := s.object(deviceInode{mp.Dev, mp.Inode}, t, mapLink(mp))
+	o.size = max(o.size, mp.Offset+mp.Len())
+}
+
+func (s *SharedMemory) object(key deviceInode, t *Task, link string) *sharedObject {
+	o := s.byInode[key]
+	if o == nil {
+		o = &sharedObject{id: key.ino, task: t, link: link}
+		s.byInode[key] = o
+		s.objects = append(s.objects, o)
+	}
+	return o
+}
+
+// Dump stores the contents of all objects. open opens the page map of an object.
+func (s *SharedMemory) Dump(ctx context.Context, open func(image.PagemapKind, uint64) (PageDest, error), stats *MemoryStats) error {
+	for _, o := range s.objects {
+		if o.size == 0 {
+			continue
+		}
+		dst, err := open(image.ShmemPages, o.id)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(o.dump(ctx, dst, stats), dst.Close()); err != nil {
+			return fmt.Errorf("shared memory %d: %w", o.id, err)
+		}
+	}
+	return nil
+}
+
+// dump stores the segments with data. What is a hole, or zero, is not stored.
+func (o *sharedObject) dump(ctx context.Context, dst PageDest, stats *MemoryStats) (err error) {
+	fd, err := o.task.Proc.Open(o.link, unix.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), filepath.Base(o.link))
+	defer f.Close()
+	copier := pagecopy.New(ctx, pagecopy.File{File: f}, dst, pagecopy.Workers(), &stats.Shared)
+	defer func() {
+		if cerr := copier.Close(); err == nil {
+			err = cerr
+		}
+	}()
+	return segments(f, o.size, func(start, end uint64) error {
+		return copier.Put(pagecopy.Range{Addr: start, Len: end - start})
+	})
+}
+
+// segments calls yield for the page-aligned stretches of the first size bytes of f that are no holes. Filesystems that
+// do not tell holes (hugetlbfs) are one stretch.
+func segments(f *os.File, size uint64, yield func(start, end uint64) error) error {
+	const page = image.PageSize
+	size = (size + page - 1) &^ (page - 1)
+	for at := uint64(0); at < size; {
+		data, err := unix.Seek(int(f.Fd()), int64(at), unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return nil
+		}
+		hole := int64(size)
+		if errors.Is(err, unix.EINVAL) {
+			data, err = int64(at), nil
+		} else if err == nil {
+			hole, err = unix.Seek(int(f.Fd()), data, unix.SEEK_HOLE)
+		}
+		if err != nil {
+			return fmt.Errorf("holes of %s: %w", f.Name(), err)
+		}
+		start, end := uint64(data)&^(page-1), min((uint64(hole)+page-1)&^(page-1), size)
+		if start >= end {
+			return nil
+		}
+		if err := yield(start, end); err != nil {
+			return err
+		}
+		at = end
+	}
+	return nil
+}
+
+// Write writes memfd.img.
+func (s *SharedMemory) Write(set image.Creator) error {
+	if len(s.inodes) == 0 {
+		return nil
+	}
+	return image.Write(set, image.MemfdInode, 0, s.inodes...)
+}
