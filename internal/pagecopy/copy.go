@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"sync"
 	"sync/atomic"
 
 	"cryo/internal/image"
@@ -70,6 +71,9 @@ type Copier struct {
 	last  chan struct{} // closed when the batch before has its place
 }
 
+// batches keeps batches between copiers: a tree has many small tasks.
+var batches = sync.Pool{New: func() any { return &batch{} }}
+
 // batch is what a worker does at a time.
 type batch struct {
 	ranges []Range
@@ -90,7 +94,7 @@ func New(ctx context.Context, src Source, dst Dest, workers int, stats *Stats) *
 	workers = max(workers, 1)
 	c.work, c.free = make(chan *batch, workers), make(chan *batch, workers+1)
 	for range cap(c.free) {
-		c.free <- &batch{}
+		c.free <- batches.Get().(*batch)
 	}
 	for range workers {
 		c.group.Go(c.run)
@@ -155,6 +159,9 @@ func (c *Copier) Close() error {
 	if werr := c.group.Wait(); werr != nil {
 		return werr
 	}
+	for range len(c.free) {
+		batches.Put(<-c.free)
+	}
 	return err
 }
 
@@ -194,24 +201,19 @@ func (c *Copier) move(b *batch) error {
 	if err != nil {
 		return err
 	}
-	if c.file == nil {
-		for _, v := range b.iov {
-			if _, err := c.dst.Write(v); err != nil {
-				return err
-			}
-		}
-		close(b.placed)
-		return nil
-	}
 	var off int64
-	if kept > 0 {
+	if c.file != nil && kept > 0 {
 		off = c.dst.Reserve(kept)
 	}
 	close(b.placed)
+	if c.file == nil {
+		return nil
+	}
 	return writeAll(c.file, b.iov, off)
 }
 
-// announce tells the destination the runs that are stored and collects their bytes in b.iov.
+// announce tells the destination the runs that are stored. Their bytes are collected in b.iov, or follow each run at
+// once where they go through Write.
 func (c *Copier) announce(b *batch, buf []byte) (kept int64, err error) {
 	b.iov = b.iov[:0]
 	for _, r := range b.ranges {
@@ -228,7 +230,11 @@ func (c *Copier) announce(b *batch, buf []byte) (kept int64, err error) {
 				if err := c.dst.Add(addr, uint64(n/pageSize), r.Flags|image.PEPresent); err != nil {
 					return 0, err
 				}
-				b.iov = joinIov(b.iov, part[:n])
+				if c.file != nil {
+					b.iov = joinIov(b.iov, part[:n])
+				} else if _, err := c.dst.Write(part[:n]); err != nil {
+					return 0, err
+				}
 				kept += int64(n)
 			}
 			part, addr = part[n:], addr+uint64(n)

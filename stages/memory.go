@@ -1,0 +1,66 @@
+package stages
+
+import (
+	"errors"
+	"fmt"
+
+	"cryo/collectors"
+	"cryo/internal/image"
+	"cryo/pipeline"
+	"cryo/sinks"
+)
+
+// memory holds the bodies of the dump's stages that store pages. They are declared by dumpMemory.
+type memory struct {
+	env   *collectors.Env
+	sink  sinks.Sink
+	stats *collectors.MemoryStats
+}
+
+// taskPages is a task with the page map its pages go to.
+type taskPages struct {
+	task  *collectors.Task
+	pages sinks.Pagemap // nil for a zombie
+}
+
+// memoryWorkers is how many tasks are stored at the same time. One large task is split among processors by itself.
+const memoryWorkers = 2
+
+// dumpMemory declares the stages that store the pages of each task, in the order of the stream.
+func dumpMemory(g *pipeline.Graph, tasks pipeline.Stream[*collectors.Task], m *memory) pipeline.Stream[*collectors.Task] {
+	opened := pipeline.Map(g, "open-pages", tasks, m.open)
+	return pipeline.Map(g, "parasite-mem", opened, m.store, pipeline.Workers(memoryWorkers), pipeline.InOrder())
+}
+
+// open opens the page map of a task: one after the other, because the ids of pages files follow the order.
+func (m *memory) open(_ *pipeline.Stage, t *collectors.Task) (taskPages, error) {
+	if !t.Live() {
+		return taskPages{task: t}, nil
+	}
+	pages, err := m.sink.Pagemap(image.TaskPages, uint64(t.VPid))
+	return taskPages{t, pages}, err
+}
+
+// store writes the pages of one task.
+func (m *memory) store(s *pipeline.Stage, tp taskPages) (*collectors.Task, error) {
+	if tp.pages == nil {
+		return tp.task, nil
+	}
+	before := m.stats.Private.Written.Load()
+	err := tp.task.Memory.DumpPages(s.Context(), tp.task, tp.pages, m.stats)
+	s.Bytes(int64(m.stats.Private.Written.Load()-before) * image.PageSize)
+	if err = errors.Join(err, tp.pages.Close()); err != nil {
+		return nil, fmt.Errorf("task %d: %w", tp.task.Pid, err)
+	}
+	return tp.task, tp.task.Memory.Check(m.env, tp.task)
+}
+
+// shared stores the shared memory of all tasks, which have been registered, and memfd.img.
+func (m *memory) shared(s *pipeline.Stage) error {
+	open := func(kind image.PagemapKind, id uint64) (collectors.PageDest, error) { return m.sink.Pagemap(kind, id) }
+	if err := m.env.Shared.Dump(s.Context(), open, m.stats); err != nil {
+		return err
+	}
+	s.Bytes(int64(m.stats.Shared.Written.Load()) * image.PageSize)
+	return m.env.Shared.Write(m.sink)
+}
