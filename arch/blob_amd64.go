@@ -1,6 +1,9 @@
 package arch
 
-import "bytes"
+import (
+	"bytes"
+	"debug/elf"
+)
 
 const (
 	blobPage          = 4096
@@ -23,3 +26,6 @@ func FindSyscall(text []byte) int { return bytes.Index(text, syscallInstr) }
 // NeedsICacheFlush says whether code written through process_vm_writev may be missed by the instruction cache, so
 // that it has to be written through /proc/pid/mem.
 const NeedsICacheFlush = writesNeedICache
+
+// ELFMachine is the architecture in ELF headers.
+const ELFMachine = elf.EM_X86_64

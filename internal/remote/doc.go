@@ -27,6 +27,23 @@
 // several threads of one task at once give each its slot (Options.Slots, Session.Enter, Slot.Leave). A program that does
 // not fit into the buffer is split by itself.
 //
+// # Restore: spawning
+//
+// Also inside Tracer.Do:
+//
+//	s, err := remote.Spawn(remote.SpawnOptions{TID: []int{pid}, Hole: hole})   // a task with nothing but the engine in it
+//	res, err := s.Run(prog)                       // unmap stack and vdso, map memory, open files ...
+//	children, err := s.CloneAll([]remote.Child{...})   // forked, stopped; each is a Session of its own
+//	threads, err := s.CloneThreads([][]int{{tid}, ...}) // stopped; s.RunOn(thread, prog)
+//	s.Remove()                                    // the engine is unmapped
+//	th.Regs, th.XState, th.SigMask = ...          // for every thread, s.Leader().Thread() first
+//	th.Restore(); ptrace.Detach(th.TID, 0)        // or SIGSTOP to leave it stopped
+//
+// The engine lies in one hole, at the same addresses in a task and all tasks cloned from it: find a hole of HoleSize
+// bytes that is free in every address space of the family. Everything spawned or cloned is traced and dies with the
+// tracer (PTRACE_O_EXITKILL) until it is detached. Restored tasks run under a mask that blocks every signal but the one
+// programs stop with (SIGURG; Session.StopWith chooses another one where SIGURG is going to be pending).
+//
 // # When the tracer dies
 //
 // A program ends with a signal the thread sends itself, one that the task neither handles nor waits for, under a mask

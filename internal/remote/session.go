@@ -20,6 +20,8 @@ type Session struct {
 	instr  uint64 // address of a system call instruction outside of the area, for removing it
 	free   []buffer
 	status taskStatus
+
+	restored bool // made by Spawn: there is no work of its own to go back to
 }
 
 // Area is memory the engine has in a task.
@@ -148,9 +150,6 @@ func (s *Session) settle(addr uint64, o Options) error {
 	if !o.Breakpoints {
 		s.leader.signal = s.chooseSignal(s.leader.thread)
 	}
-	if s.leader.signal == 0 {
-		s.leader.frame = 0
-	}
 	return s.leader.enter()
 }
 
@@ -167,6 +166,9 @@ var stopSignals = [...]syscall.Signal{syscall.SIGURG, syscall.SIGWINCH, syscall.
 // chooseSignal finds a signal that means nothing to the thread: not handled, not pending, not blocked to be read
 // otherwise. 0 if there is none.
 func (s *Session) chooseSignal(t *Thread) syscall.Signal {
+	if s.restored {
+		return restoreSignal
+	}
 	for _, sig := range stopSignals {
 		bit := uint64(1) << (sig - 1)
 		if (s.status.caught|s.status.pending|t.SigMask)&bit == 0 {
@@ -177,7 +179,7 @@ func (s *Session) chooseSignal(t *Thread) syscall.Signal {
 }
 
 // CrashSafe says whether the task goes on by itself when the tracer dies during a program of its leader.
-func (s *Session) CrashSafe() bool { return s.leader.frame != 0 }
+func (s *Session) CrashSafe() bool { return s.leader.crashSafe() }
 
 // Area is the memory the engine has in the task: not part of the task.
 func (s *Session) Area() Area { return s.area }
@@ -202,24 +204,29 @@ func (s *Session) Enter(t *Thread) (*Slot, error) {
 	if len(s.free) == 0 {
 		return nil, ErrNoSlot
 	}
-	if err := s.adopt(t.TID, 0); err != nil {
-		return nil, err
-	}
 	sl := &Slot{session: s, thread: t}
+	if s.restored {
+		sl.signal = s.leader.signal
+	} else {
+		if err := s.adopt(t.TID, 0); err != nil {
+			return nil, err
+		}
+		if s.leader.signal != 0 {
+			sl.signal = s.chooseSignal(t)
+		}
+	}
 	s.take(sl)
-	if s.leader.signal != 0 {
-		sl.signal = s.chooseSignal(t)
-	}
-	if sl.signal == 0 {
-		sl.frame = 0
-	}
 	return sl, sl.enter()
 }
 
-// Leave gives the thread its own state back, still stopped, and frees its slot.
+// Leave gives the thread its own state back, still stopped, and frees its slot. A thread of a restored task has no state
+// of its own yet; its slot is freed.
 func (sl *Slot) Leave() error {
-	err := sl.leave()
+	var err error
 	s := sl.session
+	if !s.restored {
+		err = sl.leave()
+	}
 	s.free = append(s.free, buffer{base: sl.base, frame: sl.base + uint64(sl.size), size: sl.size})
 	return err
 }

@@ -17,7 +17,7 @@ type Slot struct {
 	thread  *Thread
 	base    uint64         // address of the program buffer
 	size    int            // of the buffer
-	frame   uint64         // address of the signal frame, 0: none
+	frame   uint64         // address of the signal frame
 	signal  syscall.Signal // programs stop by it, 0: by a breakpoint
 	buf     []byte         // for reading back
 	run     *running
@@ -211,10 +211,13 @@ func (s *Slot) enter() error {
 	return ptrace.SetSigMask(tid, s.programMask())
 }
 
-// park points the registers at an operation that leaves through the signal frame. Without a frame (restore, where the
-// task dies with its tracer) there is nothing to go back to.
+// crashSafe says whether the thread goes back to its own work when its tracer is gone.
+func (s *Slot) crashSafe() bool { return s.signal != 0 && !s.session.restored }
+
+// park points the registers at an operation that leaves through the signal frame. A restored task has nothing to go back
+// to and dies with its tracer.
 func (s *Slot) park() error {
-	if s.frame == 0 {
+	if s.session.restored {
 		return nil
 	}
 	tid := s.thread.TID

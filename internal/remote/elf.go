@@ -1,0 +1,62 @@
+package remote
+
+import (
+	"bytes"
+	"debug/elf"
+	"encoding/binary"
+
+	"cryo/arch"
+)
+
+// The restorer's executable: one page of headers, the interpreter, one page with its first program.
+const (
+	stubHeader = arch.BlobPage
+	stubBuffer = stubHeader + arch.BlobPage
+	stubSize   = stubBuffer + arch.BlobPage
+)
+
+// stubELF is an executable that consists of the interpreter at base+stubHeader and a program behind it that sleeps. It
+// has a fixed address, so nothing in it is relocated.
+func stubELF(base uint64) ([]byte, error) {
+	const phdrs = 2
+	header := elf.Header64{
+		Ident:     [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
+		Type:      uint16(elf.ET_EXEC),
+		Machine:   uint16(arch.ELFMachine),
+		Version:   uint32(elf.EV_CURRENT),
+		Entry:     base + stubHeader,
+		Phoff:     uint64(binary.Size(elf.Header64{})),
+		Ehsize:    uint16(binary.Size(elf.Header64{})),
+		Phentsize: uint16(binary.Size(elf.Prog64{})),
+		Phnum:     phdrs,
+	}
+	progs := [phdrs]elf.Prog64{
+		{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_W | elf.PF_X), Vaddr: base, Paddr: base,
+			Filesz: stubSize, Memsz: stubSize, Align: arch.BlobPage},
+		{Type: uint32(elf.PT_GNU_STACK), Flags: uint32(elf.PF_R | elf.PF_W)},
+	}
+	var b bytes.Buffer
+	for _, part := range []any{header, progs} {
+		if err := binary.Write(&b, le, part); err != nil {
+			return nil, err
+		}
+	}
+	image := make([]byte, stubSize)
+	copy(image, b.Bytes())
+	copy(image[stubHeader:], arch.Code())
+	copy(image[stubBuffer:], whole(sleepForever()))
+	return image, nil
+}
+
+// whole is a program in binary form, in one piece.
+func whole(p *Program) []byte { return p.layout(0, len(p.ops)).assemble(p, newResults(p)) }
+
+// sleepForever is what a new task runs until its tracer has it.
+func sleepForever() *Program {
+	b := NewBuilder("wait for the tracer")
+	again := b.NewLabel()
+	b.Label(again)
+	b.Call(sysPpoll, Imm(0), Imm(0), Imm(0), Imm(0), Imm(0)).Discard()
+	b.Jump(again)
+	return b.Program()
+}
