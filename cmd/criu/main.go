@@ -32,7 +32,9 @@ const version = "4.2"
 
 // verbs are what this program does. A verb that is not here has a capability that is not built, which
 // [options.Options.Check] refuses by name.
-var verbs = map[options.Verb]func(context.Context, *options.Options) error{}
+var verbs = map[options.Verb]func(context.Context, *options.Options) error{
+	options.Check: check,
+}
 
 func main() { os.Exit(run(os.Args[1:])) }
 
@@ -58,7 +60,10 @@ func run(args []string) int {
 		return 0
 	}
 	if err := do(o); err != nil {
-		return fail(err)
+		if o.Verbosity > log.Messages {
+			fail(err)
+		}
+		return 1
 	}
 	return 0
 }

@@ -36,6 +36,7 @@ const (
 	Cgroups     Capability = "control groups"
 	CgFreezer   Capability = "freezing by control group"
 	LSM         Capability = "security profiles"
+	Compat      Capability = "32-bit tasks"
 	Plugins     Capability = "plugins"
 	Uprobes     Capability = "user probes"
 	Tracing     Capability = "tracing"
@@ -47,6 +48,7 @@ const (
 // built lists what there is. It is the one place to change when a capability lands.
 var built = map[Capability]bool{
 	Core:        true,
+	Checks:      true,
 	Ghosts:      true,
 	Validation:  true,
 	Inherit:     true,
