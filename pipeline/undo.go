@@ -45,7 +45,8 @@ type UndoStep struct {
 }
 
 // UndoRecord is an undo step as data, so that another process can do it if this one dies. Its kinds belong to the journal.
-type UndoRecord interface{ UndoKind() string }
+// It is an alias so that a journal need not import this package.
+type UndoRecord = interface{ UndoKind() string }
 
 // Journal keeps undo records where they outlive this process.
 type Journal interface {
