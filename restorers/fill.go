@@ -1,0 +1,270 @@
+package restorers
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"slices"
+
+	"cryo/internal/image"
+
+	"golang.org/x/sys/unix"
+)
+
+// PageFill writes the pages of one address space.
+type PageFill struct {
+	Source image.Source
+	Kind   image.PagemapKind
+	ID     uint64 // of the page map
+	Base   uint64 // pid of the task whose pages are inherited; 0 without one
+	PID    int    // task to write to, as the tool sees it
+	Parts  []Part // where pages may be; ascending
+
+	// Results.
+	Drop  []Range // inherited pages the task is not to have
+	Pages uint64  // pages written
+	Same  uint64  // pages inherited and found equal
+}
+
+// Part is a range of a task's memory that takes pages.
+type Part struct {
+	Range
+	Shift  uint64 // what to add to an address of the page map to have the one in the task
+	Kept   bool   // holds the pages of Base
+	Forced bool   // is not writable: to be written through /proc/PID/mem
+	Ignore bool   // pages there are of no use (vdso)
+}
+
+// PartsOf lists where the private pages of a task go.
+func PartsOf(c *Change, special []*Area) []Part {
+	var parts []Part
+	for _, a := range c.Map {
+		if a.Private() {
+			parts = append(parts, Part{Range: Range{a.Start, a.End}})
+		}
+	}
+	for _, k := range c.Kept {
+		if k.Private() {
+			parts = append(parts, Part{Range: Range{k.Start, k.End}, Kept: true, Forced: k.Had&unix.PROT_WRITE == 0})
+		}
+	}
+	for _, a := range special {
+		parts = append(parts, Part{Range: Range{a.Start, a.End}, Ignore: true})
+	}
+	slices.SortFunc(parts, func(a, b Part) int { return int(min(max(int64(a.Start-b.Start), -1), 1)) })
+	return parts
+}
+
+// Run goes over page map and parts and writes. Pages outside of all parts are an error.
+func (f *PageFill) Run(ctx context.Context) error {
+	own, err := openPages(f.Source, f.Kind, f.ID)
+	if err != nil {
+		return err
+	}
+	defer own.Close()
+	base := &pageStream{done: true}
+	if f.Base != 0 && slices.ContainsFunc(f.Parts, func(p Part) bool { return p.Kept }) {
+		if base, err = openPages(f.Source, f.Kind, f.Base); err != nil {
+			return err
+		}
+		defer base.Close()
+	}
+	w := &pageWriter{pid: f.PID}
+	defer w.close()
+	at := uint64(0)
+	for _, p := range f.Parts {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := f.outside(own, at, p.Start); err != nil {
+			return err
+		}
+		at = p.End
+		if p.Ignore {
+			continue
+		}
+		if err := f.part(own, base, p, w); err != nil {
+			return err
+		}
+	}
+	if err := f.outside(own, at, ^uint64(0)); err != nil {
+		return err
+	}
+	err = w.flush()
+	f.Pages = w.pages
+	return err
+}
+
+// outside refuses pages between two parts.
+func (f *PageFill) outside(own *pageStream, from, to uint64) error {
+	r, ok, err := own.from(from)
+	if err == nil && ok && r.Start < to && from < to {
+		err = fmt.Errorf("image %s: pages at %x are in no private mapping of the task", own.name, r.Start)
+	}
+	return err
+}
+
+func (f *PageFill) part(own, base *pageStream, p Part, w *pageWriter) error {
+	for at := p.Start; at < p.End; {
+		o, have, err := own.from(at)
+		if err != nil {
+			return err
+		}
+		if !have || o.Start >= p.End {
+			o.Start, o.End = p.End, p.End
+		}
+		b := pageRun{Start: p.End, End: p.End}
+		if p.Kept {
+			r, there, err := base.from(at)
+			if err != nil {
+				return err
+			}
+			if there && r.Start < p.End {
+				b = r
+			}
+		}
+		next := min(o.End, b.End, p.End)
+		switch {
+		case o.Start > at && b.Start > at:
+			next = min(o.Start, b.Start)
+		case o.Start > at: // only inherited
+			next = min(o.Start, b.End, p.End)
+			f.drop(at, next)
+		case b.Start > at: // only its own
+			next = min(o.End, b.Start, p.End)
+			if next, err = w.put(p, o, at, next); err != nil {
+				return err
+			}
+		default:
+			if next, err = f.compare(p, o, b, next, w); err != nil {
+				return err
+			}
+		}
+		at = next
+	}
+	return nil
+}
+
+func (f *PageFill) drop(start, end uint64) {
+	if n := len(f.Drop); n > 0 && f.Drop[n-1].End == start {
+		f.Drop[n-1].End = end
+		return
+	}
+	f.Drop = append(f.Drop, Range{start, end})
+}
+
+// compare writes those pages of o that differ from b; both begin at the same address. It returns how far it came.
+func (f *PageFill) compare(p Part, o, b pageRun, end uint64, w *pageWriter) (uint64, error) {
+	at := o.Start
+	theirs, err := b.file.bytes(b.off, end-at)
+	if err != nil {
+		return 0, err
+	}
+	if err := w.prepare(o.file, o.off); err != nil {
+		return 0, err
+	}
+	ours, err := o.file.bytes(o.off, uint64(len(theirs)))
+	if err != nil {
+		return 0, err
+	}
+	n := uint64(len(ours))
+	if bytes.Equal(ours, theirs[:n]) {
+		f.Same += n / image.PageSize
+		return at + n, nil
+	}
+	for i := uint64(0); i < n; i += image.PageSize {
+		if bytes.Equal(ours[i:i+image.PageSize], theirs[i:i+image.PageSize]) {
+			f.Same++
+			continue
+		}
+		page := pageRun{at + i, at + i + image.PageSize, o.file, o.off + int64(i)}
+		if _, err := w.put(p, page, page.Start, page.End); err != nil {
+			return 0, err
+		}
+	}
+	return at + n, nil
+}
+
+// pageWriter collects writes into a task's memory. It holds slices of one window of one file at a time.
+type pageWriter struct {
+	pid    int
+	mem    *os.File // /proc/PID/mem
+	file   *pagesFile
+	local  []unix.Iovec
+	remote []unix.RemoteIovec
+	size   int
+	pages  uint64
+}
+
+const (
+	maxIovecs = 1024    // what the kernel takes in one call
+	maxBatch  = 4 << 20 // bytes
+)
+
+// prepare makes sure that asking file for bytes at off leaves no collected slice without its window.
+func (w *pageWriter) prepare(file *pagesFile, off int64) error {
+	if len(w.local) > 0 && (file != w.file || off < file.at || off >= file.at+int64(len(file.window))) {
+		return w.flush()
+	}
+	return nil
+}
+
+// put writes the bytes of run from at to end, or the first of them, and returns how far it came.
+func (w *pageWriter) put(p Part, run pageRun, at, end uint64) (uint64, error) {
+	off := run.off + int64(at-run.Start)
+	if err := w.prepare(run.file, off); err != nil {
+		return 0, err
+	}
+	b, err := run.file.bytes(off, end-at)
+	if err != nil {
+		return 0, err
+	}
+	w.pages += uint64(len(b)) / image.PageSize
+	if p.Forced {
+		return at + uint64(len(b)), w.force(at+p.Shift, b)
+	}
+	w.file = run.file
+	w.local = append(w.local, unix.Iovec{Base: &b[0], Len: uint64(len(b))})
+	w.remote = append(w.remote, unix.RemoteIovec{Base: uintptr(at + p.Shift), Len: len(b)})
+	if w.size += len(b); w.size >= maxBatch || len(w.local) == maxIovecs {
+		err = w.flush()
+	}
+	return at + uint64(len(b)), err
+}
+
+// flush writes what is collected.
+func (w *pageWriter) flush() error {
+	if len(w.local) == 0 {
+		return nil
+	}
+	n, err := unix.ProcessVMWritev(w.pid, w.local, w.remote, 0)
+	if err == nil && n != w.size {
+		// The kernel stops in front of the first page that takes no writing.
+		err = fmt.Errorf("%d of %d bytes: %w", n, w.size, unix.EFAULT)
+	}
+	if err != nil {
+		return fmt.Errorf("write pages to %x of task %d: %w", w.remote[0].Base, w.pid, err)
+	}
+	w.local, w.remote, w.size = w.local[:0], w.remote[:0], 0
+	return nil
+}
+
+// force writes where the task itself may not: the kernel copies the page first, as it does for a debugger's breakpoints.
+func (w *pageWriter) force(addr uint64, b []byte) (err error) {
+	if w.mem == nil {
+		if w.mem, err = os.OpenFile(fmt.Sprintf("/proc/%d/mem", w.pid), os.O_WRONLY, 0); err != nil {
+			return err
+		}
+	}
+	if _, err = w.mem.WriteAt(b, int64(addr)); err != nil {
+		return fmt.Errorf("write pages to %x of task %d: %w", addr, w.pid, err)
+	}
+	return nil
+}
+
+func (w *pageWriter) close() {
+	if w.mem != nil {
+		w.mem.Close()
+	}
+}

@@ -1,0 +1,195 @@
+package restorers
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"cryo/internal/image"
+
+	"golang.org/x/sys/unix"
+)
+
+// pageRun is a stretch of memory whose bytes are in a pages file.
+type pageRun struct {
+	Start, End uint64
+	file       *pagesFile
+	off        int64 // of the first byte in the file
+}
+
+// pageStream goes over the pages of one page map in ascending order, those in parent sets included. It holds one run a
+// set, whatever the size of the map.
+type pageStream struct {
+	name   string
+	maps   *image.PagemapReader
+	src    image.Source // closed with the stream when it is a parent
+	file   *pagesFile
+	off    int64
+	below  *pageStream // the same page map in the parent set; opened when needed
+	kind   image.PagemapKind
+	id     uint64
+	run    pageRun // not handed out yet, empty when Start == End
+	parent Range   // to be looked up in the parent set
+	zero   bool
+	done   bool
+}
+
+// openPages starts going over a page map. A map that does not exist has no pages.
+func openPages(src image.Source, kind image.PagemapKind, id uint64) (*pageStream, error) {
+	s := &pageStream{name: kind.Kind().File(id), src: src, kind: kind, id: id}
+	maps, err := image.ReadPagemap(src, kind, id)
+	if errors.Is(err, fs.ErrNotExist) {
+		s.done = true
+		return s, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.maps = maps
+	return s, nil
+}
+
+// Close closes the files.
+func (s *pageStream) Close() {
+	if s.maps != nil {
+		s.maps.Close()
+	}
+	if s.file != nil {
+		s.file.Close()
+	}
+	if s.below != nil {
+		s.below.Close()
+		s.below.src.Close()
+	}
+}
+
+// from returns the first run that ends after addr, cut so that it does not begin before addr; ok is false when there is
+// none. addr never goes back.
+func (s *pageStream) from(addr uint64) (r pageRun, ok bool, err error) {
+	for {
+		if s.parent.End > max(addr, s.parent.Start) {
+			if r, ok, err := s.fromParent(max(addr, s.parent.Start)); ok || err != nil {
+				return r, ok, err
+			}
+		}
+		if s.run.End > addr && s.run.End > s.run.Start {
+			r := s.run
+			if addr > r.Start {
+				r.off += int64(addr - r.Start)
+				r.Start = addr
+			}
+			return r, true, nil
+		}
+		if s.done {
+			return pageRun{}, false, nil
+		}
+		if err := s.next(); err != nil {
+			return pageRun{}, false, err
+		}
+	}
+}
+
+// next reads one entry of the page map.
+func (s *pageStream) next() error {
+	run, err := s.maps.Next()
+	if err == io.EOF {
+		s.done = true
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	switch {
+	case run.Flags&image.PEParent != 0:
+		s.parent = Range{run.Addr, run.End()}
+	case run.Flags&image.PEPresent != 0:
+		if s.file == nil {
+			if s.file, err = openPagesFile(s.src, s.maps.PagesID); err != nil {
+				return err
+			}
+		}
+		if size := s.file.Size; size >= 0 && int64(run.Bytes()) > size-s.off {
+			return fmt.Errorf("image %s: pages %x-%x are past the end of %s, which has %d bytes", s.name, run.Addr, run.End(), image.PagesFile(s.maps.PagesID), size)
+		}
+		s.run = pageRun{run.Addr, run.End(), s.file, s.off}
+		s.off += int64(run.Bytes())
+	}
+	return nil
+}
+
+// fromParent is from for the range that the page map says is in the parent set.
+func (s *pageStream) fromParent(addr uint64) (pageRun, bool, error) {
+	if s.below == nil {
+		up, err := s.src.Parent()
+		if err == nil && up == nil {
+			err = errors.New("there is none")
+		}
+		if err != nil {
+			return pageRun{}, false, fmt.Errorf("image %s: pages %x-%x are in the parent set: %w", s.name, s.parent.Start, s.parent.End, err)
+		}
+		if s.below, err = openPages(up, s.kind, s.id); err != nil {
+			return pageRun{}, false, err
+		}
+	}
+	r, ok, err := s.below.from(addr)
+	if err != nil {
+		return r, false, err
+	}
+	if !ok || r.Start > addr {
+		return r, false, fmt.Errorf("image %s: page %x is in no parent set", s.name, addr)
+	}
+	r.End = min(r.End, s.parent.End)
+	return r, true, nil
+}
+
+// pagesFile reads a pages file through a window of mapped memory, so that the kernel copies from the page cache and the
+// tool stays small.
+type pagesFile struct {
+	*image.Pages
+	window []byte
+	at     int64 // offset of the window in the file
+}
+
+// windowSize is a compromise between system calls and memory.
+const windowSize = 8 << 20
+
+func openPagesFile(src image.Source, id uint32) (*pagesFile, error) {
+	p, err := src.OpenPages(id)
+	if err != nil {
+		return nil, err
+	}
+	if p.Stream {
+		p.Close()
+		return nil, fmt.Errorf("%s comes as a stream, which is not built yet for restore", image.PagesFile(id))
+	}
+	return &pagesFile{Pages: p}, nil
+}
+
+// bytes returns up to n bytes at off: as many as the window that holds off has. They are valid until the next call.
+func (f *pagesFile) bytes(off int64, n uint64) ([]byte, error) {
+	if f.window == nil || off < f.at || off >= f.at+int64(len(f.window)) {
+		f.unmap()
+		start := off &^ (windowSize - 1)
+		w, err := unix.Mmap(int(f.Fd()), start, int(min(windowSize, f.Size-start)), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
+		if err != nil {
+			return nil, fmt.Errorf("map %s at %d: %w", f.Name(), start, err)
+		}
+		f.window, f.at = w, start
+	}
+	b := f.window[off-f.at:]
+	return b[:min(uint64(len(b)), n)], nil
+}
+
+func (f *pagesFile) unmap() {
+	if f.window != nil {
+		unix.Munmap(f.window)
+		f.window = nil
+	}
+}
+
+// Close closes the file.
+func (f *pagesFile) Close() error {
+	f.unmap()
+	return f.Pages.Close()
+}

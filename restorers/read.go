@@ -1,0 +1,214 @@
+package restorers
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"runtime"
+
+	"cryo/internal/image"
+
+	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
+	remap_file_path "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
+)
+
+// Read decodes a set: the tree, each task's state and the files. Only what contradicts itself within one image or
+// between two is refused here; Plan refuses the rest.
+func Read(src image.Source) (*Set, error) {
+	inv, err := image.ReadInventory(src)
+	if err != nil {
+		return nil, err
+	}
+	s := &Set{Source: src, Inventory: inv, ByPID: map[int]*Task{}, Files: map[uint32]*fdinfo.FileEntry{},
+		Remaps: map[uint32]*remap_file_path.RemapFilePathEntry{}}
+	if err := s.readFiles(); err != nil {
+		return nil, err
+	}
+	if err := s.readTree(); err != nil {
+		return nil, err
+	}
+	for _, t := range s.Tasks {
+		if err := s.readTask(t); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func (s *Set) readFiles() error {
+	file := image.Files.File(0)
+	n := 0
+	for e, err := range image.Entries(s.Source, image.Files, 0) {
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%w; sets of criu before 3.3 are not read", err)
+		}
+		if err != nil {
+			return err
+		}
+		if s.Files[e.GetId()] != nil {
+			return image.Errorf(file, n, "id %d is there twice", e.GetId())
+		}
+		s.Files[e.GetId()] = e
+		n++
+	}
+	remaps, err := image.ReadOptional(s.Source, image.RemapFpath, 0)
+	if err != nil {
+		return err
+	}
+	for i, r := range remaps {
+		if s.Files[r.GetOrigId()] == nil {
+			return image.Errorf(image.RemapFpath.File(0), i, "orig_id %d is no file of the set", r.GetOrigId())
+		}
+		s.Remaps[r.GetOrigId()] = r
+	}
+	all, err := image.ReadOptional(s.Source, image.Seccomp, 0)
+	if err != nil {
+		return err
+	}
+	for _, e := range all {
+		s.Seccomp = append(s.Seccomp, e.GetSeccompFilters()...)
+	}
+	return nil
+}
+
+// maxPID is the largest pid a kernel gives out.
+const maxPID = 4 << 20
+
+func (s *Set) readTree() error {
+	file := image.Pstree.File(0)
+	entries, err := image.ReadAll(s.Source, image.Pstree, 0)
+	if err != nil {
+		return err
+	}
+	if len(entries) == 0 {
+		return image.Errorf(file, -1, "there is no task")
+	}
+	used := map[uint32]bool{}
+	for i, e := range entries {
+		t, err := taskOf(e, used)
+		if err != nil {
+			return image.Errorf(file, i, "%w", err)
+		}
+		if i > 0 {
+			if t.Parent = s.ByPID[t.PPID]; t.Parent == nil {
+				return image.Errorf(file, i, "ppid %d of pid %d is no task before it", t.PPID, t.PID)
+			}
+			t.Parent.Children = append(t.Parent.Children, t)
+		} else if t.PPID != 0 {
+			return image.Errorf(file, i, "the first task has ppid %d where a root has 0", t.PPID)
+		}
+		s.Tasks = append(s.Tasks, t)
+		s.ByPID[t.PID] = t
+	}
+	return nil
+}
+
+func taskOf(e *pstree.PstreeEntry, used map[uint32]bool) (*Task, error) {
+	if e.GetPgid() > maxPID || e.GetSid() > maxPID || e.GetPpid() > maxPID {
+		return nil, fmt.Errorf("pid %d: ppid %d, pgid %d or sid %d is no pid", e.GetPid(), e.GetPpid(), e.GetPgid(), e.GetSid())
+	}
+	t := &Task{PID: int(e.GetPid()), PPID: int(e.GetPpid()), PGID: int(e.GetPgid()), SID: int(e.GetSid())}
+	tids := e.GetThreads()
+	if len(tids) == 0 {
+		tids = []uint32{e.GetPid()}
+	}
+	if tids[0] != e.GetPid() {
+		return nil, fmt.Errorf("the first thread of pid %d has tid %d", e.GetPid(), tids[0])
+	}
+	for _, tid := range tids {
+		if tid == 0 || tid > maxPID {
+			return nil, fmt.Errorf("%d is no pid", tid)
+		}
+		if used[tid] {
+			return nil, fmt.Errorf("pid %d is there twice", tid)
+		}
+		used[tid] = true
+		t.Threads = append(t.Threads, &Thread{TID: int(tid)})
+	}
+	return t, nil
+}
+
+func (s *Set) readTask(t *Task) error {
+	for _, th := range t.Threads {
+		c, err := image.Read(s.Source, image.Core, uint64(th.TID))
+		if err != nil {
+			return err
+		}
+		if err := checkCore(th.TID, c); err != nil {
+			return err
+		}
+		th.Core = c
+	}
+	t.Core = t.Threads[0].Core
+	tc := t.Core.GetTc()
+	if tc == nil {
+		return image.Errorf(image.Core.File(uint64(t.PID)), 0, "tc is missing: it is the image of no process")
+	}
+	switch st := tc.GetTaskState(); st {
+	case StateDead, StateZombie:
+		if len(t.Threads) > 1 || len(t.Children) > 0 {
+			return image.Errorf(image.Core.File(uint64(t.PID)), 0, "task_state says dead, but the task has %d threads and %d children", len(t.Threads), len(t.Children))
+		}
+		return nil
+	case StateAlive, StateStopped:
+	default:
+		return image.Errorf(image.Core.File(uint64(t.PID)), 0, "task_state %d is not known", st)
+	}
+	return s.readLive(t)
+}
+
+func (s *Set) readLive(t *Task) (err error) {
+	id := uint64(t.PID)
+	if t.IDs, err = image.Read(s.Source, image.IDs, id); errors.Is(err, fs.ErrNotExist) && t.Core.GetIds() != nil {
+		t.IDs, err = t.Core.GetIds(), nil
+	}
+	if err != nil {
+		return err
+	}
+	if t.MM, err = image.Read(s.Source, image.MM, id); err != nil {
+		return err
+	}
+	if len(t.MM.Vmas) == 0 { // before criu 2.0 they had an image of their own
+		if t.MM.Vmas, err = image.ReadOptional(s.Source, image.VMAs, id); err != nil {
+			return err
+		}
+	}
+	if t.FS, err = image.Read(s.Source, image.Fs, id); err != nil {
+		return err
+	}
+	fdID := uint64(t.IDs.GetFilesId())
+	if !s.Inventory.GetFdinfoPerId() {
+		fdID = id
+	}
+	if t.FDs, err = image.ReadOptional(s.Source, image.Fdinfo, fdID); err != nil {
+		return err
+	}
+	seen := map[uint32]bool{}
+	for i, f := range t.FDs {
+		switch {
+		case f.GetFd() > math.MaxInt32-1:
+			return image.Errorf(image.Fdinfo.File(fdID), i, "fd %d is no descriptor", f.GetFd())
+		case seen[f.GetFd()]:
+			return image.Errorf(image.Fdinfo.File(fdID), i, "fd %d is there twice", f.GetFd())
+		case s.Files[f.GetId()] == nil:
+			return image.Errorf(image.Fdinfo.File(fdID), i, "fd %d: id %d is no file of the set", f.GetFd(), f.GetId())
+		}
+		seen[f.GetFd()] = true
+	}
+	return nil
+}
+
+var machine = map[string]criu_core.CoreEntryMarch{
+	"amd64": criu_core.CoreEntry_X86_64, "arm64": criu_core.CoreEntry_AARCH64,
+}
+
+func checkCore(tid int, c *criu_core.CoreEntry) error {
+	file := image.Core.File(uint64(tid))
+	if c.GetMtype() != machine[runtime.GOARCH] {
+		return image.Errorf(file, 0, "mtype is %s: the set comes from another kind of processor than %s", c.GetMtype(), runtime.GOARCH)
+	}
+	return nil
+}

@@ -1,0 +1,65 @@
+package restorers
+
+import (
+	"fmt"
+
+	"cryo/internal/image"
+
+	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fs"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/inventory"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/mm"
+	remap_file_path "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/seccomp"
+)
+
+// Task states as images carry them.
+const (
+	StateAlive   = 1
+	StateDead    = 2
+	StateStopped = 3
+	StateZombie  = 6 // older criu's word for StateDead
+)
+
+// Set is a decoded image set, memory contents left where they are.
+type Set struct {
+	Source    image.Source
+	Inventory *inventory.InventoryEntry
+	Tasks     []*Task // in the order of pstree.img; the first is the root
+	ByPID     map[int]*Task
+	Files     map[uint32]*fdinfo.FileEntry
+	Remaps    map[uint32]*remap_file_path.RemapFilePathEntry // by the id of the file that is remapped
+	Seccomp   []*seccomp.SeccompFilter                       // all filters of the set
+
+	pipes, fifos pipeStore
+}
+
+// Task is one process of the set.
+type Task struct {
+	PID, PPID, PGID, SID int
+
+	Threads []*Thread // the leader first
+	Core    *criu_core.CoreEntry
+	IDs     *criu_core.TaskKobjIdsEntry
+	MM      *mm.MmEntry
+	FS      *fs.FsEntry
+	FDs     []*fdinfo.FdinfoEntry
+
+	Parent   *Task
+	Children []*Task
+}
+
+// Thread is one thread of a task.
+type Thread struct {
+	TID  int
+	Core *criu_core.CoreEntry
+}
+
+// Dead says whether the task is a zombie.
+func (t *Task) Dead() bool {
+	s := t.Core.GetTc().GetTaskState()
+	return s == StateDead || s == StateZombie
+}
+
+func (t *Task) String() string { return fmt.Sprintf("task %d (%s)", t.PID, t.Core.GetTc().GetComm()) }

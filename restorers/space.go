@@ -1,0 +1,170 @@
+package restorers
+
+import (
+	"fmt"
+
+	"cryo/internal/remote"
+	"cryo/internal/vma"
+
+	"golang.org/x/sys/unix"
+)
+
+// Space is the address space of a node on its way from what it inherits to what it is to be.
+type Space struct {
+	*Layout
+	Change *Change
+	Base   *Node   // whose pages are inherited; nil for the root
+	Have   []*Area // special areas as inherited
+	Parts  []Part
+}
+
+// PlanSpace prepares the address space of task n. base is the task whose memory its forker has, nil for the root.
+func PlanSpace(n, base *Node, layouts map[*Node]*Layout) *Space {
+	s := &Space{Layout: layouts[n], Base: base}
+	var have []*Area
+	if base != nil {
+		have, s.Have = layouts[base].Areas, layouts[base].Special
+	}
+	s.Change = Diff(have, s.Areas)
+	s.Parts = PartsOf(s.Change, s.Special)
+	return s
+}
+
+// Park is a place for special areas while everything else changes.
+type Park struct {
+	At   uint64
+	Size uint64
+}
+
+// EmitSpecial moves the areas the kernel made from where they are to where they are to be, in two steps: the first takes
+// them out of the way, the second, when all else is unmapped, puts them down. have and want are the same areas in the
+// same order.
+func EmitSpecial(b *remote.Builder, have, want []*Area, park Park) (second func(), err error) {
+	if len(have) != len(want) {
+		return nil, fmt.Errorf("the set has %d areas of the vdso, this kernel %d", len(want), len(have))
+	}
+	at := park.At
+	type move struct{ from, to, size uint64 }
+	var moves []move
+	for i, h := range have {
+		w := want[i]
+		if h.Len() != w.Len() || h.Status != w.Status {
+			return nil, fmt.Errorf("%s of the vdso has %d bytes, on this kernel %d", w, w.Len(), h.Len())
+		}
+		if h.Start == w.Start {
+			continue
+		}
+		if at+h.Len() > park.At+park.Size {
+			return nil, fmt.Errorf("the areas of the vdso do not fit the room kept for them")
+		}
+		mremap(b, h.Start, h.Len(), at)
+		moves = append(moves, move{at, w.Start, h.Len()})
+		at += h.Len()
+	}
+	return func() {
+		for _, m := range moves {
+			mremap(b, m.from, m.size, m.to)
+		}
+	}, nil
+}
+
+func mremap(b *remote.Builder, from, size, to uint64) {
+	b.Call(unix.SYS_MREMAP, remote.Imm(from), remote.Imm(size), remote.Imm(size),
+		remote.Imm(unix.MREMAP_MAYMOVE|unix.MREMAP_FIXED), remote.Imm(to)).Expect(to)
+}
+
+// EmitUnmap drops what is inherited and not wanted.
+func (s *Space) EmitUnmap(b *remote.Builder) {
+	for _, r := range s.Change.Unmap {
+		b.Call(unix.SYS_MUNMAP, remote.Imm(r.Start), remote.Imm(r.Len())).Must()
+	}
+}
+
+// Opener opens a file of the set in a program and returns the descriptor. What it opened is closed by the program's end.
+type Opener func(b *remote.Builder, file uint64, flags uint32) (remote.Arg, error)
+
+// EmitMap makes the mappings that are not inherited. Private ones that get pages are writable for now.
+func (s *Space) EmitMap(b *remote.Builder, open Opener, shared func(b *remote.Builder, a *Area) error) error {
+	for _, a := range s.Change.Map {
+		if a.SharedAnon() {
+			if err := shared(b, a); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := mmap(b, a, fillProt(a), open); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fillProt is the protection an area has while its pages are written.
+func fillProt(a *Area) uint32 {
+	if a.Private() && a.HasPages {
+		return a.Prot | unix.PROT_WRITE
+	}
+	return a.Prot
+}
+
+func mmap(b *remote.Builder, a *Area, prot uint32, open Opener) error {
+	switch {
+	case a.Is(vma.StatusSysV), a.Is(vma.StatusSocket), a.Is(vma.StatusShadowStack), a.Is(vma.StatusUprobes):
+		return fmt.Errorf("%s: mappings of status %#x are not built yet", a, a.Status)
+	}
+	fd := remote.Imm(-1)
+	flags := a.Flags&^(unix.MAP_LOCKED|unix.MAP_POPULATE) | unix.MAP_FIXED_NOREPLACE
+	off := a.Offset
+	if a.File() {
+		var err error
+		if fd, err = open(b, a.Object, a.OpenFlags); err != nil {
+			return fmt.Errorf("%s: %w", a, err)
+		}
+		flags &^= unix.MAP_ANONYMOUS
+	} else {
+		off = 0
+	}
+	b.Call(unix.SYS_MMAP, remote.Imm(a.Start), remote.Imm(a.Len()), remote.Imm(prot), remote.Imm(flags), fd, remote.Imm(off)).Expect(a.Start)
+	return nil
+}
+
+// EmitProtect drops inherited pages the task does not have, and gives mappings their protection.
+func (s *Space) EmitProtect(b *remote.Builder, drop []Range) {
+	for _, r := range drop {
+		b.Call(unix.SYS_MADVISE, remote.Imm(r.Start), remote.Imm(r.Len()), remote.Imm(unix.MADV_DONTNEED)).Must()
+	}
+	for _, a := range s.Change.Map {
+		if prot := fillProt(a); prot != a.Prot {
+			mprotect(b, a)
+		}
+	}
+	for _, k := range s.Change.Kept {
+		if k.Had != k.Prot {
+			mprotect(b, k.Area)
+		}
+	}
+}
+
+func mprotect(b *remote.Builder, a *Area) {
+	b.Call(unix.SYS_MPROTECT, remote.Imm(a.Start), remote.Imm(a.Len()), remote.Imm(a.Prot)).Must()
+}
+
+// EmitAdvice puts on what a fork does not hand on and what would keep areas from being handed on: locks, advice, guards.
+// It follows the last fork.
+func (s *Space) EmitAdvice(b *remote.Builder) {
+	for _, a := range s.Areas {
+		for m := range 64 {
+			if a.Madvise&(1<<m) != 0 {
+				b.Call(unix.SYS_MADVISE, remote.Imm(a.Start), remote.Imm(a.Len()), remote.Imm(m)).Must()
+			}
+		}
+		if a.Flags&unix.MAP_LOCKED != 0 {
+			b.Call(unix.SYS_MLOCK, remote.Imm(a.Start), remote.Imm(a.Len())).Must()
+		}
+	}
+	for _, g := range s.Guards {
+		b.Call(unix.SYS_MADVISE, remote.Imm(g.Start), remote.Imm(g.Len()), remote.Imm(madvGuardInstall)).Must()
+	}
+}
+
+const madvGuardInstall = 102 // MADV_GUARD_INSTALL, Linux 6.13

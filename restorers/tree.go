@@ -1,0 +1,238 @@
+package restorers
+
+import (
+	"fmt"
+	"slices"
+)
+
+// Node is a process to create: a task of the set, or a helper that stands in for something that is gone (the leader of a
+// session or of a process group, the owner of a pid whose /proc files are open) and exits when the tree is whole.
+type Node struct {
+	*Task     // nil for a helper
+	ID    int // its pid
+
+	Parent *Node // whose child it is when all is done; nil for the root
+	Forker *Node // who clones it; differs from Parent where the session it is born in demands it
+	Level  int   // how many forks lie between the tool and it
+
+	Born    int // session it is forked in; 0 is the tool's own
+	Session int // session it ends in; 0 is the tool's own
+	Group   int // process group it ends in; 0 is the tool's own
+
+	forks []*Node
+}
+
+// Helper says whether the node stands for no task of the set.
+func (n *Node) Helper() bool { return n.Task == nil }
+
+// LeadsSession says whether the node has to call setsid.
+func (n *Node) LeadsSession() bool { return n.Session == n.ID }
+
+// LeadsGroup says whether the node has to make the process group it is the leader of.
+func (n *Node) LeadsGroup() bool { return n.Group == n.ID && !n.LeadsSession() }
+
+// JoinsGroup says whether the node has to enter another's process group. Its forker's is not relied upon.
+func (n *Node) JoinsGroup() bool { return n.Group != n.ID && n.Group != 0 }
+
+// Adopted says whether the node is cloned with CLONE_PARENT, so that it becomes its forker's brother.
+func (n *Node) Adopted() bool { return n.Forker != nil && n.Forker != n.Parent }
+
+// ForksBefore lists whom the node forks before it calls setsid, ForksAfter the others.
+func (n *Node) ForksBefore() []*Node { return n.forksIf(true) }
+
+// ForksAfter lists whom the node forks at last: after setsid where it calls it.
+func (n *Node) ForksAfter() []*Node { return n.forksIf(false) }
+
+func (n *Node) forksIf(before bool) []*Node {
+	var some []*Node
+	for _, c := range n.forks {
+		if (n.LeadsSession() && c.Born != n.Session) == before {
+			some = append(some, c)
+		}
+	}
+	return some
+}
+
+func (n *Node) String() string {
+	if n.Helper() {
+		return fmt.Sprintf("helper %d", n.ID)
+	}
+	return n.Task.String()
+}
+
+// Tree is all processes to create, forkers before whom they fork.
+type Tree struct {
+	Nodes []*Node
+	ByPID map[int]*Node
+	Root  *Node
+}
+
+// PlanTree decides who forks whom. With shellJob the session and the group of the root, which are a shell's, become the
+// tool's own.
+func PlanTree(s *Set, shellJob bool) (*Tree, error) {
+	p := &treePlan{set: s, t: &Tree{ByPID: map[int]*Node{}}, tids: map[int]bool{}}
+	root := s.Tasks[0]
+	outside := func(id int) bool { return id == 0 }
+	if shellJob {
+		outside = func(id int) bool { return id == 0 || id == root.SID || id == root.PGID }
+	}
+	for _, t := range s.Tasks {
+		n := &Node{Task: t, ID: t.PID, Session: t.SID, Group: t.PGID}
+		if outside(t.SID) && (!shellJob || t.SID != t.PID) {
+			n.Session = 0
+		}
+		if outside(t.PGID) {
+			n.Group = 0
+		}
+		if t.Parent != nil {
+			n.Parent = p.t.ByPID[t.Parent.PID]
+		}
+		p.add(n)
+		for _, th := range t.Threads[1:] {
+			p.tids[th.TID] = true
+		}
+	}
+	p.t.Root = p.t.Nodes[0]
+	if r := p.t.Root; r.Session != 0 && !r.LeadsSession() {
+		return nil, fmt.Errorf("the root, %s, belongs to session %d, which is not in the set: if it was started from a shell, restore it with --shell-job", root, root.SID)
+	}
+	return p.run()
+}
+
+type treePlan struct {
+	set  *Set
+	t    *Tree
+	tids map[int]bool // threads that are no leaders
+}
+
+func (p *treePlan) add(n *Node) *Node {
+	p.t.Nodes = append(p.t.Nodes, n)
+	p.t.ByPID[n.ID] = n
+	return n
+}
+
+func (p *treePlan) helper(pid int, parent *Node, session, group int, why string) (*Node, error) {
+	if p.tids[pid] {
+		return nil, fmt.Errorf("%s %d, whose leader is gone, has the id of a thread in the set", why, pid)
+	}
+	return p.add(&Node{ID: pid, Parent: parent, Session: session, Group: group}), nil
+}
+
+func (p *treePlan) run() (*Tree, error) {
+	if err := p.leaders(); err != nil {
+		return nil, err
+	}
+	for _, n := range p.t.Nodes {
+		n.Born = -1
+	}
+	// Children tell in which session their parent was when it forked them, so they are looked at first. Helpers have
+	// no such children and come last in Nodes.
+	for _, n := range slices.Backward(p.t.Nodes) {
+		if err := p.born(n); err != nil {
+			return nil, err
+		}
+	}
+	p.t.Root.Born = 0
+	for _, n := range p.t.Nodes[1:] {
+		if err := p.forker(n); err != nil {
+			return nil, err
+		}
+	}
+	return p.t, p.order()
+}
+
+// leaders adds helpers for sessions and groups whose leader is gone.
+func (p *treePlan) leaders() error {
+	for _, n := range slices.Clone(p.t.Nodes) {
+		if n.Session != 0 && p.t.ByPID[n.Session] == nil {
+			// A task whose session leader died and which is still in the tree was reparented, so the leader's
+			// parent may be the one it has now.
+			if _, err := p.helper(n.Session, n.Parent, n.Session, n.Session, "session"); err != nil {
+				return err
+			}
+		}
+		if l := p.t.ByPID[n.Session]; n.Session != 0 && !l.LeadsSession() {
+			return fmt.Errorf("%s belongs to session %d, but task %d has session %d", n, n.Session, l.ID, l.Session)
+		}
+	}
+	for _, n := range slices.Clone(p.t.Nodes) {
+		if n.Group == 0 {
+			continue
+		}
+		if p.t.ByPID[n.Group] == nil {
+			if _, err := p.helper(n.Group, n, n.Session, n.Group, "process group"); err != nil {
+				return err
+			}
+		}
+		if l := p.t.ByPID[n.Group]; l.Session != n.Session {
+			return fmt.Errorf("%s belongs to process group %d of session %d, but task %d has session %d", n, n.Group, n.Session, l.ID, l.Session)
+		}
+		if n.LeadsSession() && n.Group != n.ID {
+			return fmt.Errorf("%s leads session %d and belongs to process group %d: no such thing can be", n, n.Session, n.Group)
+		}
+	}
+	return nil
+}
+
+// born decides in which session n is forked. Who calls no setsid is born where it stays; who does is born wherever its
+// parent is, unless a child of it was born before the call.
+func (p *treePlan) born(n *Node) error {
+	if !n.LeadsSession() {
+		n.Born = n.Session
+		return nil
+	}
+	for _, c := range p.t.Nodes {
+		if c.Parent != n || c.LeadsSession() && c.Born < 0 || c.Born == n.Session {
+			continue
+		}
+		if p.forksFromHelper(n, c) {
+			continue
+		}
+		if n.Born >= 0 && n.Born != c.Born {
+			return fmt.Errorf("children of %s were born in the sessions %d and %d: the order of forks and setsid calls behind that is not known", n, n.Born, c.Born)
+		}
+		n.Born = c.Born
+	}
+	return nil
+}
+
+// forksFromHelper says whether c, a child of n, is to be cloned by the leader of its session, a brother of it.
+func (p *treePlan) forksFromHelper(n, c *Node) bool {
+	l := p.t.ByPID[c.Born]
+	return c.Born > 0 && l != nil && l != c && l.Parent == n
+}
+
+func (p *treePlan) forker(n *Node) error {
+	if n.Born < 0 { // a leader that may be born anywhere
+		n.Forker, n.Born = n.Parent, n.Parent.Session
+		return nil
+	}
+	switch l := p.t.ByPID[n.Born]; {
+	case n.Born == n.Parent.Session || n.Born == n.Parent.Born:
+		n.Forker = n.Parent
+	case n.Born != 0 && l != nil && l.Parent == n.Parent:
+		n.Forker = l
+	default:
+		return fmt.Errorf("%s has session %d, which its parent %s never had: the order of forks and setsid calls behind that is not known", n, n.Born, n.Parent)
+	}
+	return nil
+}
+
+// order sorts the nodes so that forkers come first, and sets the levels.
+func (p *treePlan) order() error {
+	for _, n := range p.t.Nodes[1:] {
+		n.Forker.forks = append(n.Forker.forks, n)
+	}
+	sorted := []*Node{p.t.Root}
+	for i := 0; i < len(sorted); i++ {
+		for _, c := range sorted[i].forks {
+			c.Level = sorted[i].Level + 1
+			sorted = append(sorted, c)
+		}
+	}
+	if len(sorted) != len(p.t.Nodes) {
+		return fmt.Errorf("sessions and process groups of the set lead in a circle")
+	}
+	p.t.Nodes = sorted
+	return nil
+}
