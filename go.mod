@@ -9,6 +9,9 @@ require (
 	google.golang.org/protobuf v1.36.12
 )
 
-require golang.org/x/sync v0.24.0
+require (
+	github.com/spf13/pflag v1.0.9
+	golang.org/x/sync v0.24.0
+)
 
 require github.com/aperturerobotics/protobuf-go-lite v0.15.0 // indirect
