@@ -1,0 +1,61 @@
+# cryo: checkpoint/restore for Linux.
+#
+#   make          build bin/criu and bin/crit
+#   make demo     dump and restore a real program, and show it
+#   make test     all tests, as root; says what is missing on this machine and how to get it
+#   make bench    compare with the machine's own limits, and with criu where CRIU_PEER names one
+#   make fuzz     fuzz every parser of untrusted bytes, FUZZTIME each
+#   make lint     gofmt, go vet, staticcheck, cross-build
+#   make install  to $(DESTDIR)$(PREFIX)/sbin and /bin
+
+GO       ?= go
+PREFIX   ?= /usr/local
+DESTDIR  ?=
+FUZZTIME ?= 20s
+TESTTIME ?= 30m
+TESTFLAGS ?=
+GITID    ?=
+
+export CGO_ENABLED = 0
+
+LDFLAGS = -s -w $(if $(GITID),-X main.gitID=$(GITID))
+BUILD   = $(GO) build -trimpath -ldflags "$(LDFLAGS)"
+
+.PHONY: all build install demo test bench fuzz lint clean
+all: build
+
+# The Go build cache knows what is up to date.
+build:
+	$(BUILD) -o bin/ ./cmd/...
+
+install: build
+	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/bin
+	install -m 755 bin/criu $(DESTDIR)$(PREFIX)/sbin/criu
+	for c in bin/*; do case $$c in bin/criu) ;; *) install -m 755 $$c $(DESTDIR)$(PREFIX)/bin/ ;; esac; done
+
+demo: build
+	./testdata/demo.sh bin/criu
+
+test: build
+	./testdata/needs.sh
+	CRYO_BIN=$(CURDIR)/bin $(GO) test -timeout $(TESTTIME) $(TESTFLAGS) ./...
+
+bench: build
+	CRYO_BIN=$(CURDIR)/bin CRYO_BENCH=1 $(GO) test -run Speed -bench . -timeout $(TESTTIME) -v ./internal/e2e
+
+fuzz:
+	@for pkg in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+	    echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+	  done; \
+	done
+
+lint:
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	GOARCH=arm64 $(GO) vet ./...
+	@if command -v staticcheck >/dev/null; then staticcheck ./...; else \
+	  echo "staticcheck is missing: go install honnef.co/go/tools/cmd/staticcheck@latest"; fi
+
+clean:
+	rm -rf bin build
