@@ -3,8 +3,8 @@ package collectors
 import (
 	"cryo/internal/objid"
 	"cryo/internal/procfs"
+	"cryo/internal/remote"
 
-	"github.com/checkpoint-restore/go-criu/v8/crit/images/creds"
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fs"
@@ -48,6 +48,8 @@ type Task struct {
 
 	// IDs name the kernel objects the task uses; tasks that share one have the same number.
 	IDs objid.Kobj
+	// Kobj is the image of IDs together with the numbers of the namespaces.
+	Kobj *criu_core.TaskKobjIdsEntry
 	// SharesFiles is the earlier task whose descriptor table this one shares; FDs is then empty.
 	SharesFiles *Task
 	FDs         []*fdinfo.FdinfoEntry
@@ -61,7 +63,13 @@ type Task struct {
 	// Core is the leader's core image; the threads' are in Threads.
 	Core *criu_core.CoreEntry
 
-	pidfd int // opened on first use; 0 is none
+	// SyscallAt is the address of a system call instruction in the task, found before it is frozen; 0 if it was not.
+	SyscallAt uint64
+	// Session is the engine in the task, from parasite-state to parasite-mem; programs run on the tracer's thread only.
+	Session *remote.Session
+
+	asked *taskProgram // running in the task
+	pidfd int          // opened on first use; 0 is none
 }
 
 // Leader is the thread-group leader.
@@ -87,7 +95,10 @@ type Thread struct {
 	// Tid is the thread id as the tool sees it, VTid in the tree's pid namespace.
 	Tid, VTid int
 	Status    *procfs.Status
-	// Creds are the thread's own credentials; threads may differ.
-	Creds *creds.CredsEntry
-	Core  *criu_core.CoreEntry
+	// Core is the thread's own core image; that of the leader is the task's.
+	Core *criu_core.CoreEntry
+	// Tracee is the thread's captured state.
+	Tracee *remote.Thread
+	// TimerSlack is in nanoseconds.
+	TimerSlack int64
 }

@@ -1,0 +1,110 @@
+package collectors
+
+import (
+	"fmt"
+
+	"cryo/internal/objid"
+
+	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+)
+
+// Namespaces knows which namespaces there are and gives each a number, counted from 1 as they are met: the tool's own
+// come first, so a task that shares all of them has the numbers the inventory has.
+type Namespaces struct {
+	ids map[namespace]uint32
+	own map[string]uint64 // inode of each of the tool's own
+}
+
+type namespace struct {
+	kind string
+	ino  uint64
+}
+
+// nsKinds are the links of /proc/PID/ns in the order in which numbers are given; since when the kernel has them.
+var nsKinds = []struct {
+	name string
+
+	field func(*criu_core.TaskKobjIdsEntry) **uint32
+}{
+	{"pid", func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.PidNsId }},
+	{"net", func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.NetNsId }},
+	{"ipc", func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.IpcNsId }},
+	{"uts", func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.UtsNsId }},
+	{"time", func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.TimeNsId }}, // Linux 5.6
+	{"mnt", func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.MntNsId }},
+	{"user", func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.UserNsId }},
+	{"cgroup", func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.CgroupNsId }}, // Linux 4.6
+}
+
+// NewNamespaces numbers the tool's own namespaces and returns the ids entry the inventory carries for the tool, whose
+// other objects are the first of their kind too.
+func NewNamespaces(ids *objid.Allocator) (*Namespaces, *criu_core.TaskKobjIdsEntry, error) {
+	n := &Namespaces{ids: map[namespace]uint32{}, own: map[string]uint64{}}
+	e := kobj(objid.Kobj{
+		VM: ids.Fresh(objid.VM), Files: ids.Fresh(objid.FilesT), FS: ids.Fresh(objid.FS), Sighand: ids.Fresh(objid.Sighand),
+	})
+	for _, k := range nsKinds {
+		var st unix.Stat_t
+		if err := unix.Stat("/proc/self/ns/"+k.name, &st); err != nil {
+			continue // this kernel has none of the kind
+		}
+		n.own[k.name] = st.Ino
+		*k.field(e) = proto.Uint32(n.number(k.name, st.Ino))
+	}
+	if len(n.own) == 0 {
+		return nil, nil, fmt.Errorf("/proc/self/ns shows no namespaces: is /proc mounted?")
+	}
+	return n, e, nil
+}
+
+func (n *Namespaces) number(kind string, ino uint64) uint32 {
+	key := namespace{kind, ino}
+	if n.ids[key] == 0 {
+		n.ids[key] = uint32(len(n.ids) + 1)
+	}
+	return n.ids[key]
+}
+
+func kobj(k objid.Kobj) *criu_core.TaskKobjIdsEntry {
+	return &criu_core.TaskKobjIdsEntry{
+		VmId: proto.Uint32(k.VM), FilesId: proto.Uint32(k.Files), FsId: proto.Uint32(k.FS), SighandId: proto.Uint32(k.Sighand),
+	}
+}
+
+// Identify numbers the kernel objects of a task. Call it in task order. Objects that the images cannot keep shared, or
+// that are not dumped yet, become obstacles.
+func (n *Namespaces) Identify(env *Env, t *Task, tasks map[uint32]*Task) error {
+	ref := objid.Ref{Pid: t.Pid}
+	var k objid.Kobj
+	for _, o := range []struct {
+		typ objid.Type
+		id  *uint32
+	}{{objid.VM, &k.VM}, {objid.FilesT, &k.Files}, {objid.FS, &k.FS}, {objid.Sighand, &k.Sighand}} {
+		id, fresh, err := env.IDs.ID(o.typ, objid.Key{}, ref)
+		if err != nil {
+			return err
+		}
+		*o.id = id
+		if o.typ == objid.FilesT && !fresh {
+			t.SharesFiles = tasks[id]
+		}
+		if o.typ == objid.FilesT && fresh {
+			tasks[id] = t
+		}
+	}
+	t.IDs = k
+	t.Kobj = kobj(k)
+	for _, ns := range nsKinds {
+		st, err := t.Proc.Fstat("ns/" + ns.name)
+		if err != nil {
+			continue
+		}
+		*ns.field(t.Kobj) = proto.Uint32(n.number(ns.name, st.Ino))
+		if st.Ino != n.own[ns.name] {
+			env.Obstacles.Add(Obstacle{Pid: t.Pid, What: "is in a " + ns.name + " namespace of its own, which cannot be dumped yet"})
+		}
+	}
+	return nil
+}

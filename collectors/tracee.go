@@ -1,0 +1,140 @@
+package collectors
+
+import (
+	"errors"
+	"fmt"
+
+	"cryo/internal/ptrace"
+	"cryo/internal/remote"
+
+	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/rseq"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/siginfo"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+)
+
+// Tracees asks frozen tasks what only a tracer or the task itself can tell. Its methods are called on the thread of the
+// tracer that seized the tasks.
+type Tracees struct {
+	env     *Env
+	thread  *threadProgram
+	seccomp seccompTable
+}
+
+// NewTracees returns a Tracees for one dump.
+func NewTracees(env *Env) *Tracees {
+	return &Tracees{env: env, thread: newThreadProgram(), seccomp: newSeccompTable()}
+}
+
+// Capture reads what the kernel keeps for the tracer: registers, signal masks and queues, restartable sequences and
+// seccomp filters of all threads. It goes before Inject, which would disturb some of them.
+func (tr *Tracees) Capture(t *Task) error {
+	for _, th := range t.Threads {
+		if err := tr.captureThread(th); err != nil {
+			return fmt.Errorf("thread %d: %w", th.Tid, err)
+		}
+	}
+	leader := t.Leader()
+	shared, err := pendingSignals(leader.Tid, true)
+	if err != nil {
+		return err
+	}
+	t.Core.Tc.SignalsS = shared
+	t.Core.Tc.BlkSigset = leader.Core.ThreadCore.BlkSigset
+	return tr.seccomp.capture(t)
+}
+
+func (tr *Tracees) captureThread(th *Thread) error {
+	tracee, err := remote.Capture(th.Tid)
+	if err != nil {
+		return err
+	}
+	th.Tracee = tracee
+	tc := th.Core.ThreadCore
+	if err := setRegisters(th.Core, tracee); err != nil {
+		return err
+	}
+	tc.BlkSigset = proto.Uint64(tracee.SigMask)
+	if tc.SignalsP, err = pendingSignals(th.Tid, false); err != nil {
+		return err
+	}
+	if r := tracee.Rseq; r.Pointer != 0 {
+		tc.RseqEntry = &rseq.RseqEntry{
+			RseqAbiPointer: proto.Uint64(r.Pointer), RseqAbiSize: proto.Uint32(r.Size), Signature: proto.Uint32(r.Signature),
+		}
+	}
+	return nil
+}
+
+// pendingSignals reads a queue of signals without taking them from it.
+func pendingSignals(tid int, shared bool) (*siginfo.SignalQueueEntry, error) {
+	queue := &siginfo.SignalQueueEntry{}
+	var batch [32]ptrace.RawSigInfo
+	for off := uint64(0); ; {
+		n, err := ptrace.PeekSigInfo(tid, off, shared, batch[:])
+		if err != nil || n == 0 {
+			return queue, err
+		}
+		for i := range batch[:n] {
+			queue.Signals = append(queue.Signals, &siginfo.SiginfoEntry{Siginfo: append([]byte(nil), batch[i][:]...)})
+		}
+		off += uint64(n)
+	}
+}
+
+// Inject puts the engine into a captured task.
+func (tr *Tracees) Inject(t *Task) error {
+	s, err := remote.Inject(t.Leader().Tracee, remote.Options{SyscallAt: t.SyscallAt})
+	var seccomp *remote.SeccompError
+	if errors.As(err, &seccomp) {
+		return Obstacle{Pid: t.Pid, What: err.Error()}
+	}
+	t.Session = s
+	return err
+}
+
+// StartAsking sets the leader telling about the task; FinishAsking takes its answers. Between the two, other tasks are
+// started: they answer at the same time.
+func (tr *Tracees) StartAsking(t *Task) error {
+	timers, err := t.Proc.Timers()
+	if err != nil && !errors.Is(err, unix.ENOENT) { // CONFIG_CHECKPOINT_RESTORE
+		return err
+	}
+	t.asked = newTaskProgram(timers)
+	return t.Session.Start(t.asked.prog)
+}
+
+// FinishAsking takes the answers of the leader about the task, then asks every thread about itself.
+func (tr *Tracees) FinishAsking(t *Task) error {
+	res, err := t.Session.Finish()
+	if err != nil {
+		return err
+	}
+	if err := t.asked.read(res, t); err != nil {
+		return err
+	}
+	for _, th := range t.Threads {
+		res, err := t.Session.RunOn(th.Tracee, tr.thread.prog)
+		if err != nil {
+			return err
+		}
+		if err := tr.thread.read(res, th); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Eject takes the engine out of the task.
+func (tr *Tracees) Eject(t *Task) error {
+	if t.Session == nil {
+		return nil
+	}
+	s := t.Session
+	t.Session = nil
+	return s.Eject()
+}
+
+// SeccompMode is the image's name of a mode number of the kernel.
+func seccompMode(mode int) *criu_core.SeccompMode { return criu_core.SeccompMode(mode).Enum() }
