@@ -154,5 +154,5 @@ func (t *Task) vtid(tid int) int {
 
 // newCore is an empty core of this architecture.
 func newCore() *criu_core.CoreEntry {
-	return &criu_core.CoreEntry{Mtype: march.Enum(), ThreadCore: &criu_core.ThreadCoreEntry{}}
+	return &criu_core.CoreEntry{Mtype: March.Enum(), ThreadCore: &criu_core.ThreadCoreEntry{}}
 }

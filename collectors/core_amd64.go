@@ -8,7 +8,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-const march = criu_core.CoreEntry_X86_64
+// March is this architecture in core images.
+const March = criu_core.CoreEntry_X86_64
 
 // setRegisters fills the processor's part of a core image.
 func setRegisters(core *criu_core.CoreEntry, t *remote.Thread) error {

@@ -15,6 +15,8 @@ import (
 type Namespaces struct {
 	ids map[namespace]uint32
 	own map[string]uint64 // inode of each of the tool's own
+	// tables maps the number of each descriptor table to the task that came first with it.
+	tables map[uint32]*Task
 }
 
 type namespace struct {
@@ -22,7 +24,7 @@ type namespace struct {
 	ino  uint64
 }
 
-// nsKinds are the links of /proc/PID/ns in the order in which numbers are given; since when the kernel has them.
+// nsKinds are the links of /proc/PID/ns in the order in which numbers are given; those a kernel lacks are left out.
 var nsKinds = []struct {
 	name string
 
@@ -41,7 +43,7 @@ var nsKinds = []struct {
 // NewNamespaces numbers the tool's own namespaces and returns the ids entry the inventory carries for the tool, whose
 // other objects are the first of their kind too.
 func NewNamespaces(ids *objid.Allocator) (*Namespaces, *criu_core.TaskKobjIdsEntry, error) {
-	n := &Namespaces{ids: map[namespace]uint32{}, own: map[string]uint64{}}
+	n := &Namespaces{ids: map[namespace]uint32{}, own: map[string]uint64{}, tables: map[uint32]*Task{}}
 	e := kobj(objid.Kobj{
 		VM: ids.Fresh(objid.VM), Files: ids.Fresh(objid.FilesT), FS: ids.Fresh(objid.FS), Sighand: ids.Fresh(objid.Sighand),
 	})
@@ -75,7 +77,7 @@ func kobj(k objid.Kobj) *criu_core.TaskKobjIdsEntry {
 
 // Identify numbers the kernel objects of a task. Call it in task order. Objects that the images cannot keep shared, or
 // that are not dumped yet, become obstacles.
-func (n *Namespaces) Identify(env *Env, t *Task, tasks map[uint32]*Task) error {
+func (n *Namespaces) Identify(env *Env, t *Task) error {
 	ref := objid.Ref{Pid: t.Pid}
 	var k objid.Kobj
 	for _, o := range []struct {
@@ -88,10 +90,10 @@ func (n *Namespaces) Identify(env *Env, t *Task, tasks map[uint32]*Task) error {
 		}
 		*o.id = id
 		if o.typ == objid.FilesT && !fresh {
-			t.SharesFiles = tasks[id]
+			t.SharesFiles = n.tables[id]
 		}
 		if o.typ == objid.FilesT && fresh {
-			tasks[id] = t
+			n.tables[id] = t
 		}
 	}
 	t.IDs = k

@@ -1,6 +1,8 @@
 package collectors
 
 import (
+	"strconv"
+
 	"cryo/internal/objid"
 	"cryo/internal/procfs"
 	"cryo/internal/remote"
@@ -102,3 +104,6 @@ type Thread struct {
 	// TimerSlack is in nanoseconds.
 	TimerSlack int64
 }
+
+// CgroupEntry is the name below /proc/PID of the thread's control groups.
+func (th *Thread) CgroupEntry() string { return "task/" + strconv.Itoa(th.Tid) + "/cgroup" }

@@ -11,6 +11,8 @@ type Status struct {
 	Umask int // -1 before Linux 4.7
 	State byte
 	PPid  int
+	// TracerPid is the pid of whoever traces the thread, 0 for nobody.
+	TracerPid int
 	// Real, effective, saved and filesystem ids.
 	Uid, Gid [4]uint32
 	Groups   []uint32
@@ -85,6 +87,8 @@ func (p *statusParser) line(s *Status, key, v string) {
 		}
 	case "PPid":
 		s.PPid = int(p.num(v, 10))
+	case "TracerPid":
+		s.TracerPid = int(p.num(v, 10))
 	case "Uid":
 		p.four(v, &s.Uid)
 	case "Gid":

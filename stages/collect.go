@@ -1,0 +1,64 @@
+package stages
+
+import (
+	"cryo/collectors"
+	"cryo/pipeline"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/cgroup"
+	"google.golang.org/protobuf/proto"
+)
+
+// probed is a task with what /proc tells of it, before anything is numbered.
+type probed struct {
+	*collectors.Task
+	fds []*collectors.Probe
+}
+
+// collectFDs reads what /proc tells of one task. Several tasks are read at the same time.
+func (d *dumper) collectFDs(_ *pipeline.Stage, t *collectors.Task) (probed, error) {
+	if !t.Live() {
+		return probed{Task: t}, nil
+	}
+	if err := collectors.CollectStat(t); err != nil {
+		return probed{}, err
+	}
+	fds, err := collectors.ProbeFDs(t)
+	return probed{t, fds}, err
+}
+
+// identify numbers what a task uses: kernel objects, namespaces, files. Tasks come in their order.
+func (d *dumper) identify(_ *pipeline.Stage, p probed) (*collectors.Task, error) {
+	t := p.Task
+	if !t.Live() {
+		return t, nil
+	}
+	if err := d.namespaces.Identify(d.env, t); err != nil {
+		return nil, err
+	}
+	if err := collectors.CollectNamed(d.env, t); err != nil {
+		return nil, err
+	}
+	if t.SharesFiles == nil {
+		if err := d.env.Files.Collect(t, p.fds); err != nil {
+			return nil, err
+		}
+	}
+	for _, th := range t.Threads {
+		set, err := d.cgroups.Set(t.Proc, th.CgroupEntry())
+		if err != nil {
+			return nil, err
+		}
+		th.Core.ThreadCore.CgSet = proto.Uint32(set)
+	}
+	return t, nil
+}
+
+// Shared is what belongs to no single task.
+type Shared struct {
+	Cgroups *cgroup.CgroupEntry
+}
+
+// collectShared collects what belongs to no single task.
+func (d *dumper) collectShared(_ *pipeline.Stage, tree *Tree) (*Shared, error) {
+	return &Shared{}, nil
+}

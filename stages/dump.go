@@ -1,0 +1,94 @@
+package stages
+
+import (
+	"context"
+	"errors"
+	"runtime"
+
+	"cryo/collectors"
+	"cryo/internal/options"
+	"cryo/pipeline"
+)
+
+// Dump saves the tree of tasks below and including o.Tree as an image set, and then ends it, stops it or lets it run on,
+// as o.Final says. A failed dump leaves the tree running as it was and no set. With o.DryRun it only finds out what
+// stands in the way.
+//
+// If something stands in the way the error is a [*collectors.ObstacleError] that lists everything. Dump needs to be
+// allowed to trace the tasks (root, or CAP_SYS_PTRACE and CAP_CHECKPOINT_RESTORE) and Linux 5.6.
+func Dump(ctx context.Context, o *options.Options) error {
+	d, err := newDumper(o)
+	if err != nil {
+		return err
+	}
+	defer d.close()
+	if err := d.scripts.Run(ctx, preDump); err != nil {
+		return err
+	}
+	err = d.graph().Run(ctx, d.observers()...)
+	if errors.Is(err, errDryRun) {
+		return d.env.Obstacles.Err()
+	}
+	if err != nil {
+		return err
+	}
+	return d.afterwards(ctx)
+}
+
+// graph declares the dump. Reading it tells the whole story.
+func (d *dumper) graph() *pipeline.Graph {
+	g := pipeline.New("dump")
+	g.SetLogger(d.log)
+	d.undo = g.Undo()
+	cpus := runtime.GOMAXPROCS(0)
+
+	tree := pipeline.Source(g, "seize", d.seize,
+		pipeline.Doc("stop the tree and list it, until nothing new appears"))
+	frozen := pipeline.Map(g, "snapshot", tree, d.snapshot,
+		pipeline.Doc("take what descriptors are looked up in"))
+	both := pipeline.Broadcast(g, "share", frozen, 2)
+
+	tasks := pipeline.FlatMap(g, "tasks", both[0], d.eachTask)
+	probed := pipeline.Map(g, "collect-fds", tasks, d.collectFDs, pipeline.Workers(cpus), pipeline.InOrder(),
+		pipeline.Doc("read what /proc tells of a task: status, descriptors, mappings"))
+	named := pipeline.Map(g, "identify", probed, d.identify,
+		pipeline.Doc("number objects and files in task order"))
+	whole := pipeline.Gather(g, "whole-tree", named)
+	told := pipeline.FlatMap(g, "parasite-state", whole, d.parasiteState,
+		pipeline.Doc("ask all tasks about themselves; refuse here what cannot be dumped"))
+	stored := pipeline.Map(g, "parasite-mem", told, d.parasiteMem, pipeline.Workers(cpus), pipeline.InOrder(),
+		pipeline.Doc("store memory"))
+	written := pipeline.Map(g, "write-tasks", stored, d.writeTask,
+		pipeline.Doc("write the small images of a task"))
+
+	shared := pipeline.Map(g, "collect-shared", both[1], d.collectShared,
+		pipeline.Doc("collect what belongs to no single task"))
+	complete := pipeline.With(g, "write-images", pipeline.Gather(g, "all-written", written), shared, d.writeImages,
+		pipeline.Doc("write the images of the whole tree"))
+	valid := pipeline.Map(g, "commit", complete, d.commit,
+		pipeline.Doc("the inventory makes the set valid"))
+	pipeline.Sink(g, "finish", valid, d.finish,
+		pipeline.Doc("kill the tree, leave it stopped, or let it run on"))
+	return g
+}
+
+// Tree is a frozen tree of tasks: the edge between freezing and collecting.
+type Tree struct {
+	Root *collectors.Task
+	// Tasks are all tasks, parents before their children, in the order in which images number what they use.
+	Tasks []*collectors.Task
+}
+
+// newTree puts the tasks in order: depth first, children as the kernel lists them, oldest first.
+func newTree(root *collectors.Task) *Tree {
+	tree := &Tree{Root: root}
+	var walk func(*collectors.Task)
+	walk = func(t *collectors.Task) {
+		tree.Tasks = append(tree.Tasks, t)
+		for _, c := range t.Children {
+			walk(c)
+		}
+	}
+	walk(root)
+	return tree
+}

@@ -1,0 +1,139 @@
+package stages
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"cryo/collectors"
+	"cryo/internal/actions"
+	"cryo/internal/image"
+	"cryo/internal/objid"
+	"cryo/internal/options"
+	"cryo/internal/ptrace"
+	"cryo/internal/stats"
+	"cryo/pipeline"
+	"cryo/sinks"
+
+	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
+)
+
+const (
+	preDump  = actions.PreDump
+	postDump = actions.PostDump
+)
+
+// dumper holds the services the stages of one dump use. What they learn of tasks travels on the graph's edges.
+type dumper struct {
+	o       *options.Options
+	log     *slog.Logger
+	env     *collectors.Env
+	sink    sinks.Sink
+	scripts *actions.Runner
+	stats   stats.Dump
+	undo    *pipeline.UndoStack
+
+	tracer  *ptrace.Tracer
+	freezer *freezer
+	tracees *collectors.Tracees
+
+	namespaces *collectors.Namespaces
+	rootIDs    *criu_core.TaskKobjIdsEntry
+	cgroups    *collectors.Cgroups
+
+	frozen     func() // ends the measured time of the stop
+	postFailed error  // of the post-dump action
+}
+
+// newDumper prepares everything that needs no stopped task.
+func newDumper(o *options.Options) (*dumper, error) {
+	d := &dumper{o: o, log: slog.Default(), tracer: ptrace.NewTracer()}
+	images, err := d.openSink()
+	if err != nil {
+		d.tracer.Close()
+		return nil, err
+	}
+	d.scripts = &actions.Runner{Scripts: o.ActionScripts, ImageDir: images}
+	d.scripts.SetInit(o.Tree)
+	d.freezer = newFreezer(time.Duration(o.Timeout) * time.Second)
+	d.env = &collectors.Env{
+		Options: o, DryRun: o.DryRun, Images: d.sink, Obstacles: &collectors.Obstacles{}, IDs: objid.NewAllocator(),
+		Undo: d.pushUndo, VPid: d.vpid,
+	}
+	if o.DryRun {
+		d.env.Images = discard{}
+	}
+	d.env.Files = collectors.NewFiles(d.env, collectorKinds())
+	d.tracees = collectors.NewTracees(d.env)
+	if d.namespaces, d.rootIDs, err = collectors.NewNamespaces(d.env.IDs); err == nil {
+		d.cgroups, err = collectors.NewCgroups()
+	}
+	if err != nil {
+		d.close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// openSink opens where the set goes to; the directory is for scripts.
+func (d *dumper) openSink() (dir *os.File, err error) {
+	if d.o.ImagesDirFD >= 0 {
+		dir = os.NewFile(uintptr(d.o.ImagesDirFD), "images directory")
+	} else if dir, err = os.Open(d.o.ImagesDir); err != nil {
+		return nil, fmt.Errorf("images directory: %w: name an existing one with -D", err)
+	}
+	d.sink, err = sinks.NewDir(d.o.ImagesDir, sinks.DirOptions{Sync: d.o.Sync})
+	return dir, err
+}
+
+func (d *dumper) close() {
+	d.env.Files.Close()
+	d.sink.Close()
+	d.tracer.Close()
+	for _, t := range d.freezer.tasks {
+		t.Close()
+	}
+	if d.scripts.ImageDir != nil {
+		d.scripts.ImageDir.Close()
+	}
+}
+
+func (d *dumper) pushUndo(name string, back func(context.Context) error) error {
+	_, err := d.undo.Push(name, 0, back)
+	return err
+}
+
+// vpid translates a pid to the tree's namespace.
+func (d *dumper) vpid(pid int) int {
+	if t := d.freezer.tasks[pid]; t != nil {
+		return t.VPid
+	}
+	return pid
+}
+
+// observers are those that options ask for.
+func (d *dumper) observers() []pipeline.Observer { return nil }
+
+// afterwards writes the statistics, when the dump has succeeded.
+func (d *dumper) afterwards(context.Context) error {
+	entry := d.stats.Entry()
+	if err := stats.Write(d.o.WorkDir, entry); err != nil {
+		return err
+	}
+	if d.o.DisplayStats {
+		if err := stats.Print(os.Stdout, entry); err != nil {
+			return err
+		}
+	}
+	d.log.Info("Dumping finished successfully")
+	return d.postFailed
+}
+
+// discard is the image set of a dry run.
+type discard struct{}
+
+func (discard) Create(string) (image.Writer, error) { return discard{}, nil }
+func (discard) Write(b []byte) (int, error)         { return len(b), nil }
+func (discard) Close() error                        { return nil }

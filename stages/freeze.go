@@ -1,0 +1,351 @@
+package stages
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"syscall"
+	"time"
+
+	"cryo/collectors"
+	"cryo/internal/procfs"
+	"cryo/internal/ptrace"
+
+	"golang.org/x/sys/unix"
+)
+
+// freezer stops a tree of tasks and finds out who belongs to it. The two cannot be told apart: a task that still runs
+// may make new ones. So it lists, stops whoever is new, and lists again, until a pass over tasks that all stood still
+// finds nobody.
+//
+// Its methods run on the tracer's thread.
+type freezer struct {
+	deadline time.Time
+	root     *collectors.Task
+	tasks    map[int]*collectors.Task // by pid
+	stopped  map[int]bool             // threads, false: interrupted, not yet stopped
+}
+
+func newFreezer(timeout time.Duration) *freezer {
+	return &freezer{deadline: time.Now().Add(timeout), tasks: map[int]*collectors.Task{}, stopped: map[int]bool{}}
+}
+
+// freeze stops the tree below and including pid.
+func (f *freezer) freeze(ctx context.Context, pid int) (*collectors.Task, error) {
+	root, err := f.add(pid, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there is no task %d", pid)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if root.State == collectors.Dead {
+		return nil, fmt.Errorf("task %d has exited and waits for its parent: there is nothing to dump", pid)
+	}
+	f.root = root
+	for {
+		before := len(f.stopped) + len(f.tasks)
+		if err := f.list(root); err != nil {
+			return nil, err
+		}
+		if err := f.awaitAll(ctx); err != nil {
+			return nil, err
+		}
+		if len(f.stopped)+len(f.tasks) == before {
+			break
+		}
+	}
+	if len(root.Threads) == 0 {
+		return nil, fmt.Errorf("task %d ended while it was being stopped", pid)
+	}
+	return root, nil
+}
+
+// add takes a task in; it is not stopped yet.
+func (f *freezer) add(pid int, parent *collectors.Task) (*collectors.Task, error) {
+	dir, err := procfs.OpenTask(pid)
+	if err != nil {
+		return nil, err
+	}
+	t := &collectors.Task{Pid: pid, Parent: parent, Proc: dir, State: collectors.Alive}
+	if t.Stat, err = dir.Stat(); err != nil {
+		dir.Close()
+		return nil, gone(err)
+	}
+	if t.Stat.Pid != pid {
+		dir.Close()
+		return nil, fmt.Errorf("%d is a thread of task %d: name the task", pid, t.Stat.Pid)
+	}
+	if t.Stat.State == 'Z' && t.Stat.Threads <= 1 {
+		t.State = collectors.Dead
+	}
+	f.tasks[pid] = t
+	return t, nil
+}
+
+// gone makes all ways in which /proc says that a task has ended the same error.
+func gone(err error) error {
+	if errors.Is(err, unix.ESRCH) {
+		return fs.ErrNotExist
+	}
+	return err
+}
+
+// list walks the tree and interrupts every thread that is not known yet.
+func (f *freezer) list(t *collectors.Task) error {
+	if t.State == collectors.Dead {
+		return nil
+	}
+	tids, err := t.Proc.Threads()
+	if err = gone(err); errors.Is(err, fs.ErrNotExist) {
+		return f.drop(t)
+	}
+	if err != nil {
+		return err
+	}
+	for _, tid := range tids {
+		if err := f.interrupt(t, tid); err != nil {
+			return err
+		}
+	}
+	children, err := t.Proc.Children(tids)
+	if err = gone(err); errors.Is(err, fs.ErrNotExist) {
+		return f.drop(t)
+	}
+	if err != nil {
+		return err
+	}
+	for _, pid := range children {
+		child := f.tasks[pid]
+		if child == nil {
+			if child, err = f.add(pid, t); errors.Is(err, fs.ErrNotExist) {
+				continue
+			} else if err != nil {
+				return err
+			}
+			t.Children = append(t.Children, child)
+		} else if child.Parent != t {
+			f.move(child, t)
+		}
+		if err := f.list(child); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// move gives a task whose parent ended, and which a reaper of the tree inherited, to its new parent.
+func (f *freezer) move(child, to *collectors.Task) {
+	if from := child.Parent; from != nil {
+		from.Children = slices.DeleteFunc(from.Children, func(c *collectors.Task) bool { return c == child })
+	}
+	child.Parent = to
+	to.Children = append(to.Children, child)
+}
+
+// interrupt seizes a thread and asks it to stop. One that has ended meanwhile is left out.
+func (f *freezer) interrupt(t *collectors.Task, tid int) error {
+	if _, known := f.stopped[tid]; known {
+		return nil
+	}
+	err := ptrace.Seize(tid, 0)
+	if err == nil {
+		err = ptrace.Interrupt(tid)
+	}
+	switch {
+	case errors.Is(err, unix.ESRCH):
+		return nil
+	case errors.Is(err, unix.EPERM):
+		return f.denied(t, tid)
+	case err != nil:
+		return err
+	}
+	f.stopped[tid] = false
+	t.Threads = append(t.Threads, &collectors.Thread{Tid: tid})
+	return nil
+}
+
+// denied explains why a thread cannot be seized: it has ended, somebody else traces it, or the tool may not.
+func (f *freezer) denied(t *collectors.Task, tid int) error {
+	s, err := t.Proc.ThreadStatus(tid)
+	if err = gone(err); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	switch {
+	case s.State == 'Z' || s.State == 'X':
+		if tid == t.Pid {
+			t.State = collectors.Dead
+		}
+		return nil
+	case s.TracerPid != 0:
+		return fmt.Errorf("task %d is traced by task %d: detach that tracer (a debugger, strace) first", t.Pid, s.TracerPid)
+	}
+	return fmt.Errorf("task %d may not be traced by this user: run as root or with CAP_SYS_PTRACE", t.Pid)
+}
+
+// awaitAll waits for every thread that was interrupted.
+func (f *freezer) awaitAll(ctx context.Context) error {
+	for _, t := range f.tasks {
+		for i := 0; i < len(t.Threads); i++ {
+			th := t.Threads[i]
+			if f.stopped[th.Tid] {
+				continue
+			}
+			status, err := f.await(ctx, th.Tid)
+			if errors.Is(err, unix.ESRCH) {
+				t.Threads = slices.Delete(t.Threads, i, i+1)
+				i--
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			f.stopped[th.Tid] = true
+			if sig := status.StopSignal(); sig != syscall.SIGTRAP {
+				t.State, t.StopSignal = collectors.Stopped, int(sig)
+			}
+		}
+		if len(t.Threads) == 0 && t.State != collectors.Dead {
+			if err := f.reexamine(t); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// await waits for one thread. Signals that are delivered before the stop are handed on.
+func (f *freezer) await(ctx context.Context, tid int) (ptrace.Status, error) {
+	pause := 20 * time.Microsecond
+	for {
+		status, ok, err := ptrace.Poll(tid)
+		if errors.Is(err, unix.ECHILD) {
+			return status, unix.ESRCH
+		}
+		if err != nil {
+			return status, err
+		}
+		if ok {
+			stopped, err := settle(status)
+			if stopped || err != nil {
+				return status, err
+			}
+			continue
+		}
+		if ctx.Err() != nil {
+			return status, context.Cause(ctx)
+		}
+		if time.Now().After(f.deadline) {
+			return status, fmt.Errorf("thread %d does not stop (it may be in uninterruptible sleep): try again later, or give more time with --timeout", tid)
+		}
+		time.Sleep(pause)
+		pause = min(2*pause, 5*time.Millisecond)
+	}
+}
+
+// settle says whether a status is the stop that was asked for, and lets the thread go on if it is not.
+func settle(s ptrace.Status) (bool, error) {
+	if s.Gone() {
+		return false, unix.ESRCH
+	}
+	if s.Event() == ptrace.EventStop {
+		return true, nil
+	}
+	sig := s.StopSignal()
+	if s.Event() != 0 || s.SyscallStop() {
+		sig = 0
+	}
+	return false, ptrace.Cont(s.TID, sig)
+}
+
+// reexamine looks at a task without threads: a zombie or gone.
+func (f *freezer) reexamine(t *collectors.Task) error {
+	stat, err := t.Proc.Stat()
+	if err = gone(err); errors.Is(err, fs.ErrNotExist) {
+		return f.drop(t)
+	}
+	if err != nil {
+		return err
+	}
+	t.Stat = stat
+	if stat.State == 'Z' {
+		t.State = collectors.Dead
+	}
+	return nil
+}
+
+// drop forgets a task that has ended and been reaped.
+func (f *freezer) drop(t *collectors.Task) error {
+	if t == f.root {
+		return fmt.Errorf("task %d ended while it was being stopped", t.Pid)
+	}
+	delete(f.tasks, t.Pid)
+	if t.Parent != nil {
+		t.Parent.Children = slices.DeleteFunc(t.Parent.Children, func(c *collectors.Task) bool { return c == t })
+	}
+	t.Close()
+	return nil
+}
+
+// thaw lets all threads go that were seized, whether they have stopped or not.
+func (f *freezer) thaw() error {
+	var errs []error
+	for tid, stopped := range f.stopped {
+		if !stopped {
+			if status, err := ptrace.Wait(tid); err != nil || status.Gone() {
+				continue
+			}
+		}
+		if err := ptrace.Detach(tid, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, err)
+		}
+	}
+	clear(f.stopped)
+	return errors.Join(errs...)
+}
+
+// stop lets all tasks go into a stop that SIGCONT ends.
+func (f *freezer) stop() error {
+	for _, t := range f.tasks {
+		if t.Live() {
+			if err := unix.Kill(t.Pid, unix.SIGSTOP); err != nil && !errors.Is(err, unix.ESRCH) {
+				return err
+			}
+		}
+	}
+	return f.thaw()
+}
+
+// kill ends all tasks and waits until their threads have gone.
+func (f *freezer) kill() error {
+	var errs []error
+	for _, t := range f.tasks {
+		if t.Live() {
+			if err := unix.Kill(t.Pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				errs = append(errs, fmt.Errorf("kill task %d: %w", t.Pid, err))
+			}
+		}
+	}
+	// A leader's end is reported only when all other threads have been waited for.
+	for _, t := range f.tasks {
+		for _, th := range slices.Backward(t.Threads) {
+			reap(th.Tid)
+		}
+	}
+	clear(f.stopped)
+	return errors.Join(errs...)
+}
+
+// reap waits for the end of a traced thread that has been killed.
+func reap(tid int) {
+	for {
+		if status, err := ptrace.Wait(tid); err != nil || status.Gone() {
+			return // reaped here, or by its parent
+		}
+	}
+}

@@ -1,0 +1,115 @@
+package stages
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"cryo/collectors"
+	"cryo/internal/procfs"
+	"cryo/pipeline"
+)
+
+// seize stops the tree and emits it. From here on until finish the tree stands still; the undo stack lets it go.
+func (d *dumper) seize(s *pipeline.Stage, emit func(*Tree) error) error {
+	if err := refuseOwn(d.o.Tree); err != nil {
+		return err
+	}
+	if err := d.pushUndo("let the tree go", d.thaw); err != nil {
+		return err
+	}
+	freezing := d.stats.Freezing.Start()
+	d.frozen = d.stats.Frozen.Start()
+	var root *collectors.Task
+	err := d.tracer.Do(func() (err error) {
+		root, err = d.freezer.freeze(s.Context(), d.o.Tree)
+		return err
+	})
+	freezing()
+	if err != nil {
+		return err
+	}
+	tree := newTree(root)
+	s.Logger().Info(fmt.Sprintf("Seized %d tasks, %d threads", len(tree.Tasks), len(d.freezer.stopped)))
+	return emit(tree)
+}
+
+// refuseOwn refuses a tree that the tool is part of: it would stop itself.
+func refuseOwn(root int) error {
+	if root <= 0 {
+		return fmt.Errorf("there is no task %d: name the root of the tree with -t PID", root)
+	}
+	for pid := os.Getpid(); pid > 1; {
+		if pid == root {
+			return fmt.Errorf("task %d is an ancestor of this command, which cannot dump itself: start it elsewhere (setsid, another terminal)", root)
+		}
+		dir, err := procfs.OpenTask(pid)
+		if err != nil {
+			return err
+		}
+		stat, err := dir.Stat()
+		dir.Close()
+		if err != nil {
+			return err
+		}
+		pid = stat.PPid
+	}
+	return nil
+}
+
+// thaw lets the tree go on as it was.
+func (d *dumper) thaw(context.Context) error { return d.tracer.Do(d.freezer.thaw) }
+
+// snapshot reads once what every task is looked up in: nothing yet but the ids of the tree, which zombies have too.
+func (d *dumper) snapshot(s *pipeline.Stage, tree *Tree) (*Tree, error) {
+	for _, t := range tree.Tasks {
+		if err := identifyTask(t); err != nil {
+			return nil, err
+		}
+		if t.Sid == 0 {
+			d.env.Obstacles.Add(collectors.Obstacle{Pid: t.Pid, What: "its session leader is outside of its pid namespace"})
+		}
+	}
+	if root := tree.Root; root.Sid != root.VPid && !d.o.ShellJob {
+		d.env.Obstacles.Add(collectors.Obstacle{Pid: root.Pid,
+			What: fmt.Sprintf("is no session leader: its session is that of task %d, outside of the tree", root.Sid), Remedy: "--shell-job"})
+	}
+	return tree, nil
+}
+
+// identifyTask fills the ids of a task in the tree's own pid namespace.
+func identifyTask(t *collectors.Task) error {
+	status, err := t.Proc.Status()
+	if err != nil {
+		return err
+	}
+	stat, err := t.Proc.Stat()
+	if err != nil {
+		return err
+	}
+	t.Stat = stat
+	t.VPid, t.PGid, t.Sid = t.Pid, stat.PGrp, stat.Session
+	if n := len(status.NSpid); n > 0 {
+		t.VPid = status.NSpid[n-1]
+	}
+	if n := len(status.NSpgid); n > 0 {
+		t.PGid = status.NSpgid[n-1]
+	}
+	if n := len(status.NSsid); n > 0 {
+		t.Sid = status.NSsid[n-1]
+	}
+	if t.State == collectors.Dead {
+		t.ExitCode = stat.ExitCode
+	}
+	return nil
+}
+
+// eachTask spreads the tree over the stream of tasks.
+func (d *dumper) eachTask(_ *pipeline.Stage, tree *Tree, emit func(*collectors.Task) error) error {
+	for _, t := range tree.Tasks {
+		if err := emit(t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
