@@ -100,6 +100,9 @@ func collectThreads(t *Task) error {
 	return nil
 }
 
+// maxAuxv is the number of words criu 4.2 has room for.
+const maxAuxv = 44
+
 // collectMM fills the addresses of the mm image. Break, dumpable and THP are the task's own answer.
 func collectMM(t *Task) error {
 	s := t.Stat
@@ -114,8 +117,14 @@ func collectMM(t *Task) error {
 	if err != nil {
 		return err
 	}
-	for ; len(auxv) >= 8; auxv = auxv[8:] {
-		t.MM.MmSavedAuxv = append(t.MM.MmSavedAuxv, binary.NativeEndian.Uint64(auxv))
+	// The terminating pair of zeros is left out: the kernel ends the vector by itself, and criu takes no more than
+	// maxAuxv words.
+	for ; len(auxv) >= 16 && len(t.MM.MmSavedAuxv) < maxAuxv; auxv = auxv[16:] {
+		tag, value := binary.NativeEndian.Uint64(auxv), binary.NativeEndian.Uint64(auxv[8:])
+		if tag == 0 {
+			break
+		}
+		t.MM.MmSavedAuxv = append(t.MM.MmSavedAuxv, tag, value)
 	}
 	return nil
 }

@@ -22,6 +22,10 @@ func (d *dumper) collectFDs(_ *pipeline.Stage, t *collectors.Task) (probed, erro
 	if err := collectors.CollectStat(t); err != nil {
 		return probed{}, err
 	}
+	var err error
+	if t.Memory, err = collectors.ReadMemory(t); err != nil {
+		return probed{}, err
+	}
 	fds, err := collectors.ProbeFDs(t)
 	return probed{t, fds}, err
 }
@@ -42,6 +46,9 @@ func (d *dumper) identify(_ *pipeline.Stage, p probed) (*collectors.Task, error)
 		if err := d.env.Files.Collect(t, p.fds); err != nil {
 			return nil, err
 		}
+	}
+	if err := t.Memory.Register(d.env, t); err != nil {
+		return nil, err
 	}
 	for _, th := range t.Threads {
 		set, err := d.cgroups.Set(t.Proc, th.CgroupEntry())

@@ -56,8 +56,7 @@ func (d *dumper) graph() *pipeline.Graph {
 	whole := pipeline.Gather(g, "whole-tree", named)
 	told := pipeline.FlatMap(g, "parasite-state", whole, d.parasiteState,
 		pipeline.Doc("ask all tasks about themselves; refuse here what cannot be dumped"))
-	stored := pipeline.Map(g, "parasite-mem", told, d.parasiteMem, pipeline.Workers(cpus), pipeline.InOrder(),
-		pipeline.Doc("store memory"))
+	stored := dumpMemory(g, told, d.memory)
 	written := pipeline.Map(g, "write-tasks", stored, d.writeTask,
 		pipeline.Doc("write the small images of a task"))
 

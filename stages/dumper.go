@@ -18,6 +18,7 @@ import (
 	"cryo/sinks"
 
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
+	pb "github.com/checkpoint-restore/go-criu/v8/crit/images/stats"
 )
 
 const (
@@ -38,6 +39,7 @@ type dumper struct {
 	tracer  *ptrace.Tracer
 	freezer *freezer
 	tracees *collectors.Tracees
+	memory  *memory
 
 	namespaces *collectors.Namespaces
 	rootIDs    *criu_core.TaskKobjIdsEntry
@@ -66,6 +68,8 @@ func newDumper(o *options.Options) (*dumper, error) {
 		d.env.Images = discard{}
 	}
 	d.env.Files = collectors.NewFiles(d.env, collectorKinds())
+	d.env.Shared = collectors.NewSharedMemory()
+	d.memory = &memory{env: d.env, sink: d.sink, stats: &collectors.MemoryStats{}}
 	d.tracees = collectors.NewTracees(d.env)
 	if d.namespaces, d.rootIDs, err = collectors.NewNamespaces(d.env.IDs); err == nil {
 		d.cgroups, err = collectors.NewCgroups()
@@ -118,7 +122,7 @@ func (d *dumper) observers() []pipeline.Observer { return nil }
 
 // afterwards writes the statistics, when the dump has succeeded.
 func (d *dumper) afterwards(context.Context) error {
-	entry := d.stats.Entry()
+	entry := d.statsEntry()
 	if err := stats.Write(d.o.WorkDir, entry); err != nil {
 		return err
 	}
@@ -129,6 +133,16 @@ func (d *dumper) afterwards(context.Context) error {
 	}
 	d.log.Info("Dumping finished successfully")
 	return d.postFailed
+}
+
+// statsEntry adds what the memory stages counted.
+func (d *dumper) statsEntry() *pb.StatsEntry {
+	m := d.memory.stats
+	d.stats.PagesWritten.Store(m.Private.Written.Load())
+	d.stats.PagesScanned.Store(m.Private.Written.Load() + m.Private.Zero.Load())
+	d.stats.SharedWritten.Store(m.Shared.Written.Load())
+	d.stats.SharedScanned.Store(m.Shared.Written.Load() + m.Shared.Zero.Load())
+	return d.stats.Entry()
 }
 
 // discard is the image set of a dry run.

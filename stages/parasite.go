@@ -74,8 +74,3 @@ func (d *dumper) ejectAll(tasks []*collectors.Task) func(context.Context) error 
 		})
 	}
 }
-
-// parasiteMem stores the memory of a task.
-func (d *dumper) parasiteMem(s *pipeline.Stage, t *collectors.Task) (*collectors.Task, error) {
-	return t, nil
-}

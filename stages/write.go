@@ -35,6 +35,9 @@ func (d *dumper) writeTask(_ *pipeline.Stage, t *collectors.Task) (*collectors.T
 	if err := image.Write(set, image.Fs, id, t.FS); err != nil {
 		return nil, err
 	}
+	if err := t.Memory.FillMM(t.MM); err != nil {
+		return nil, err
+	}
 	if err := image.Write(set, image.MM, id, t.MM); err != nil {
 		return nil, err
 	}
@@ -55,8 +58,15 @@ func zombieCore(t *collectors.Task) *criu_core.CoreEntry {
 }
 
 // writeImages writes the images of the whole tree and returns the inventory.
-func (d *dumper) writeImages(_ *pipeline.Stage, tasks []*collectors.Task, shared *Shared) (*inventory.InventoryEntry, error) {
+func (d *dumper) writeImages(s *pipeline.Stage, tasks []*collectors.Task, shared *Shared) (*inventory.InventoryEntry, error) {
 	set := d.env.Images
+	if err := d.memory.shared(s); err != nil {
+		return nil, err
+	}
+	// What is found only while memory is read refuses the dump here.
+	if err := d.env.Obstacles.Err(); err != nil {
+		return nil, err
+	}
 	if err := writePstree(set, tasks); err != nil {
 		return nil, err
 	}
