@@ -48,14 +48,11 @@ const (
 // built lists what there is. It is the one place to change when a capability lands.
 var built = map[Capability]bool{
 	Core:        true,
-<<<<<<< HEAD
 	Checks:      true,
-=======
 	Dumps:       true,
 	Devices:     true,
 	DryRunning:  true,
 	Syncing:     true,
->>>>>>> 883462b (criu dump: a process is stopped, asked about itself, stored and killed; criu 4.2 restores it)
 	Ghosts:      true,
 	Validation:  true,
 	Inherit:     true,
