@@ -29,6 +29,7 @@ type Memory struct {
 	flags   func() ([]vma.Flags, error)
 	guards  []pagemap.Region
 	flagged bool // the flags are in the entries
+	checked bool
 }
 
 // manyMappings is the number from which on smaps, which takes the kernel 3 microseconds a mapping, is read beside
@@ -88,13 +89,17 @@ func (m *Memory) openMode(t *Task, i int) error {
 func mapLink(m *vma.Mapping) string { return "map_files/" + m.Link() }
 
 // Register gives the files and shared objects behind the mappings their ids and notes what stands in the way of a
-// dump. It is called in task order.
+// dump. It is called in task order. What stands in the way of a task with many mappings is known only after Check,
+// unless this is a dry run.
 func (m *Memory) Register(env *Env, t *Task) error {
 	seen := map[mappedFile]uint64{}
 	for i := range m.maps {
 		if err := m.register(env, t, i, seen); err != nil {
 			return err
 		}
+	}
+	if len(m.maps) < manyMappings || env.DryRun {
+		return m.Check(env, t)
 	}
 	return nil
 }
@@ -157,8 +162,12 @@ func (m *Memory) obstacle(env *Env, t *Task, mp *vma.Mapping, what, remedy strin
 	env.Obstacles.Add(Obstacle{Pid: t.Pid, Where: "mapping " + mp.Link(), What: what, Remedy: remedy})
 }
 
-// Check waits for what the kernel says of each mapping in smaps and notes what stands in the way of a dump.
+// Check waits for what the kernel says of each mapping in smaps and notes what stands in the way of a dump, once.
 func (m *Memory) Check(env *Env, t *Task) error {
+	if m.checked {
+		return nil
+	}
+	m.checked = true
 	if err := m.applyFlags(); err != nil {
 		return err
 	}

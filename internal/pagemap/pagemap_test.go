@@ -100,6 +100,39 @@ func TestScanWholeAddressSpace(t *testing.T) {
 	}
 }
 
+// TestScanManyRegions has more regions than the kernel's own buffer, and fewer than that after the last full one.
+func TestScanManyRegions(t *testing.T) {
+	const pages = 2 * (maxRegions + 700)
+	b, err := unix.Mmap(-1, 0, pages*PageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(b)
+	if err := unix.Madvise(b, unix.MADV_NOHUGEPAGE); err != nil {
+		t.Log("huge pages stay on:", err)
+	}
+	for p := 0; p < pages; p += 2 {
+		b[p*PageSize] = 1
+	}
+	start := uint64(uintptr(unsafe.Pointer(&b[0])))
+	m, err := Open(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	next := start
+	err = m.Scan(start, start+pages*PageSize, Own, func(r Region) error {
+		if r.Start != next || r.Len() != PageSize {
+			t.Fatalf("region %x-%x, want a page at %x", r.Start, r.End, next)
+		}
+		next += 2 * PageSize
+		return nil
+	})
+	if err != nil || next != start+pages*PageSize {
+		t.Errorf("ended at %x of %x: %v", next, start+pages*PageSize, err)
+	}
+}
+
 func TestScanStopsAtErrorOfYield(t *testing.T) {
 	start, _ := sample(t)
 	m, err := Open(os.Getpid())
