@@ -109,16 +109,37 @@ func (r *Regs) Restart() Restart {
 }
 
 // FixRestart does by hand what the kernel does when it resumes an interrupted thread, for registers that will be
-// set where the kernel does not do it: in a signal frame, or in an image. A call whose progress only the kernel
-// knew returns EINTR.
+// set where the kernel does not do it: in a signal frame, or in an image.
+//
+// Of a call whose progress only the kernel knew, a sleep that reports the remaining time has reported it by now and
+// returns EINTR; any other is made again with its whole timeout, because callers of poll or futex are not prepared for an
+// EINTR without a signal.
 func (r *Regs) FixRestart() {
-	switch r.Restart() {
-	case RestartSame:
+	restart := r.Restart()
+	if restart == RestartByBlock && r.sleepReportsRest() {
+		r.AX = ^uint64(eintr - 1)
+		return
+	}
+	if restart != NoRestart {
 		r.AX = r.OrigAX
 		r.IP -= syscallInstrBytes
-	case RestartByBlock:
-		r.AX = ^uint64(4 - 1) // -EINTR
 	}
+}
+
+const (
+	eintr             = 4
+	sysNanosleep      = 35
+	sysClockNanosleep = 230
+)
+
+func (r *Regs) sleepReportsRest() bool {
+	switch r.SyscallNr() {
+	case sysNanosleep:
+		return r.SyscallArg(1) != 0
+	case sysClockNanosleep:
+		return r.SyscallArg(3) != 0
+	}
+	return false
 }
 
 // BlobOp is the address of the operation the interpreter is at.

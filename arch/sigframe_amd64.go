@@ -1,7 +1,5 @@
 package arch
 
-import "encoding/binary"
-
 // Layout of struct ucontext on amd64, the part of the signal frame rt_sigreturn reads.
 const (
 	ucStackFlags = 24
@@ -35,7 +33,6 @@ func SigFrame(r *Regs, xstate []byte, mask uint64, at uint64) ([]byte, error) {
 	}
 	c := *r
 	c.FixRestart()
-	le := binary.LittleEndian
 	fp := (ucSize + xstateAlignment - 1) &^ (xstateAlignment - 1)
 	b := make([]byte, fp+len(x))
 	le.PutUint64(b, ucFPXState|ucSigContextSS|ucStrictSS)

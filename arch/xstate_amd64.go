@@ -1,7 +1,6 @@
 package arch
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
@@ -90,7 +89,6 @@ func frameXState(state []byte) ([]byte, error) {
 		}
 		return nil, fmt.Errorf("an extended state of %d bytes is too short", len(state))
 	}
-	le := binary.LittleEndian
 	features := XFeatures()
 	if le.Uint64(state[xstateBV:])&tileDataMask == 0 {
 		features &^= tileDataMask

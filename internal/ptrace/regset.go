@@ -61,3 +61,28 @@ func GetXState(tid int) ([]byte, error) {
 
 // SetXState writes the extended processor state of a stopped tracee.
 func SetXState(tid int, state []byte) error { return SetRegSet(tid, arch.XStateRegSet, state) }
+
+// GetState reads everything a stopped tracee has in the processor.
+func GetState(tid int, s *arch.State) error {
+	if err := GetRegs(tid, &s.Regs); err != nil {
+		return err
+	}
+	var err error
+	if s.XState, err = GetXState(tid); err != nil {
+		return err
+	}
+	return getExtra(tid, &s.Extra)
+}
+
+// SetState writes what GetState reads. Registers come last: whatever fails before leaves the thread where it was.
+func SetState(tid int, s *arch.State) error {
+	if s.XState != nil {
+		if err := SetXState(tid, s.XState); err != nil {
+			return err
+		}
+	}
+	if err := setExtra(tid, &s.Extra); err != nil {
+		return err
+	}
+	return SetRegs(tid, &s.Regs)
+}

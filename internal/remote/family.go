@@ -169,10 +169,5 @@ func (s *Session) Remove() error {
 // Restore sets extended state, registers and signal mask of a stopped thread to what t says. With the next
 // ptrace.Detach the thread is on its own.
 func (t *Thread) Restore() error {
-	if t.XState != nil {
-		if err := ptrace.SetXState(t.TID, t.XState); err != nil {
-			return err
-		}
-	}
-	return errors.Join(ptrace.SetRegs(t.TID, &t.Regs), ptrace.SetSigMask(t.TID, t.SigMask))
+	return errors.Join(ptrace.SetState(t.TID, &t.State), ptrace.SetSigMask(t.TID, t.SigMask))
 }

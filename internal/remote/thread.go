@@ -15,12 +15,11 @@ import (
 
 // Thread is a stopped tracee and the state it gets back when the tool is done with it.
 type Thread struct {
-	TID     int
-	Regs    arch.Regs
-	XState  []byte // register set arch.XStateRegSet
-	SigMask uint64
-	Rseq    ptrace.RseqConfiguration // zero: none registered, or a kernel before 5.13
-	RseqCS  uint64                   // address of the critical section the thread was in or had been in last, 0: none
+	TID        int
+	arch.State // registers, extended state
+	SigMask    uint64
+	Rseq       ptrace.RseqConfiguration // zero: none registered, or a kernel before 5.13
+	RseqCS     uint64                   // address of the critical section the thread was in or had been in last, 0: none
 }
 
 // Capture reads the state of a stopped tracee. A thread that stopped inside a restartable sequence is sent to the
@@ -28,11 +27,8 @@ type Thread struct {
 // forgets that it was inside.
 func Capture(tid int) (*Thread, error) {
 	t := &Thread{TID: tid}
-	if err := ptrace.GetRegs(tid, &t.Regs); err != nil {
-		return nil, err
-	}
-	var err error
-	if t.XState, err = ptrace.GetXState(tid); err != nil {
+	err := ptrace.GetState(tid, &t.State)
+	if err != nil {
 		return nil, err
 	}
 	if t.SigMask, err = ptrace.SigMask(tid); err != nil {

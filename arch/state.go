@@ -1,0 +1,35 @@
+package arch
+
+import (
+	"fmt"
+
+	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
+)
+
+// State is everything a thread has in the processor.
+type State struct {
+	Regs   Regs
+	XState []byte // register set XStateRegSet
+	Extra  Extra  // what this architecture has besides
+}
+
+// ToCore puts a thread's state into its core image. A system call that was interrupted by the stop is wound back as the
+// kernel would do, so that it is made again after the restore; see Regs.FixRestart. clearTID is the address of
+// set_tid_address.
+func (s *State) ToCore(core *criu_core.CoreEntry, clearTID uint64) error {
+	core.Mtype = coreMarch.Enum()
+	return s.toCore(core, clearTID)
+}
+
+// FromCore is the state of a thread in a core image, laid out for this processor. It fails if the image is of another
+// architecture, is damaged, or has state this processor cannot hold.
+func FromCore(core *criu_core.CoreEntry) (*State, error) {
+	if core.GetMtype() != coreMarch {
+		return nil, fmt.Errorf("the image is of a %v task, this machine runs %v", core.GetMtype(), coreMarch)
+	}
+	s := new(State)
+	if err := s.fromCore(core); err != nil {
+		return nil, fmt.Errorf("core image: %w", err)
+	}
+	return s, nil
+}

@@ -1,0 +1,32 @@
+package ptrace
+
+import (
+	"encoding/binary"
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"cryo/arch"
+)
+
+// getExtra tells whether the thread has a shadow stack. ENODEV: it has none; EINVAL: the kernel knows none (before 6.6).
+func getExtra(tid int, e *arch.Extra) error {
+	var ssp [8]byte
+	_, err := GetRegSet(tid, RegSetShstk, ssp[:])
+	switch {
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL):
+		return nil
+	case err != nil:
+		return err
+	}
+	e.ShadowStack, e.SSP = true, binary.LittleEndian.Uint64(ssp[:])
+	return nil
+}
+
+// setExtra sets the shadow stack pointer of a thread that has a shadow stack.
+func setExtra(tid int, e *arch.Extra) error {
+	if !e.ShadowStack {
+		return nil
+	}
+	return SetRegSet(tid, RegSetShstk, binary.LittleEndian.AppendUint64(nil, e.SSP))
+}
