@@ -21,7 +21,6 @@ type dirPagemap struct {
 	maps   Writer
 	pages  *os.File
 	sync   bool
-	entry  pagemap.PagemapEntry
 	parent *parentRuns // nil: no parent
 
 	mu  sync.Mutex
@@ -58,17 +57,21 @@ func (d *Dir) Pagemap(kind image.PagemapKind, id uint64) (Pagemap, error) {
 	return p, nil
 }
 
-// store writes an entry as criu 4.2 does: nr_pages counts, the older field, which is required, is 0.
+// store writes an entry. What is left to the parent has to be there.
 func (p *dirPagemap) store(run image.Run) error {
 	if run.Flags&image.PEParent != 0 {
 		if err := p.parent.covers(run); err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
-	p.entry = pagemap.PagemapEntry{
+	return p.enc.Entry(pagemapEntry(&run))
+}
+
+// pagemapEntry is a run as criu 4.2 writes it: nr_pages counts, the older field, which is required, is 0.
+func pagemapEntry(run *image.Run) *pagemap.PagemapEntry {
+	return &pagemap.PagemapEntry{
 		Vaddr: &run.Addr, CompatNrPages: proto.Uint32(0), NrPages: &run.Pages, Flags: &run.Flags,
 	}
-	return p.enc.Entry(&p.entry)
 }
 
 func (p *dirPagemap) Add(vaddr, pages uint64, flags uint32) error { return p.add(vaddr, pages, flags) }
