@@ -32,11 +32,11 @@ func (Memfd) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	inode, err := f.env.Shared.memfd(p.Task, p.Entry, fd, &p.Stat, link)
+	ids, err := f.env.Shared.memfd(f.env, p.Task, p.Entry, fd, &p.Stat, link)
 	if err != nil {
 		return nil, err
 	}
-	return &fdinfo.FileEntry{Memfd: memfdFile(id, p.Flags, uint64(p.Info.Pos), inode, p)}, nil
+	return &fdinfo.FileEntry{Memfd: memfdFile(id, p.Flags, uint64(p.Info.Pos), ids.inode, p)}, nil
 }
 
 func memfdFile(id, flags uint32, pos uint64, inode uint32, p *Probe) *memfd.MemfdFileEntry {
@@ -47,7 +47,7 @@ func memfdFile(id, flags uint32, pos uint64, inode uint32, p *Probe) *memfd.Memf
 	return e
 }
 
-// memfdIDs are the numbers of one memory file: of its inode, and of the entry all its mappings share.
+// memfdIDs are the numbers of one memory file: of its inode, and of the entry all its mappings share, 0 if it has none.
 type memfdIDs struct{ inode, mapping uint32 }
 
 // memfdMapping returns the id of the file entry that mappings of a memory file name. How it is opened for a mapping is
@@ -63,30 +63,34 @@ func (s *SharedMemory) memfdMapping(env *Env, t *Task, mp *vma.Mapping) (uint32,
 	if err := unix.Fstat(fd, &st); err != nil {
 		return 0, fmt.Errorf("fstat %s: %w", t.Proc.Path(link), err)
 	}
-	inode, err := s.memfd(t, link, fd, &st, mp.Name)
+	ids, err := s.memfd(env, t, link, fd, &st, mp.Name)
 	if err != nil {
 		return 0, err
 	}
-	ids := s.memfds[deviceInode{st.Dev, st.Ino}]
-	if ids.mapping == 0 {
-		ids.mapping = env.Files.FreshID()
-		env.Files.Add(&fdinfo.FileEntry{
-			Type: fdinfo.FdTypes_MEMFD.Enum(), Id: proto.Uint32(ids.mapping),
-			Memfd: memfdFile(ids.mapping, unix.O_RDONLY, 0, inode, nil),
-		})
-	}
+	ids.entry(env)
 	return ids.mapping, nil
 }
 
-// memfd enters the memory file behind link below the task's /proc/PID, with fd open on it, and returns the number of
-// its inode entry.
-func (s *SharedMemory) memfd(t *Task, link string, fd int, st *unix.Stat_t, name string) (uint32, error) {
+// entry makes sure that there is an entry for mappings.
+func (ids *memfdIDs) entry(env *Env) {
+	if ids.mapping != 0 {
+		return
+	}
+	ids.mapping = env.Files.FreshID()
+	env.Files.Add(&fdinfo.FileEntry{
+		Type: fdinfo.FdTypes_MEMFD.Enum(), Id: proto.Uint32(ids.mapping),
+		Memfd: memfdFile(ids.mapping, unix.O_RDONLY, 0, ids.inode, nil),
+	})
+}
+
+// memfd enters the memory file behind link below the task's /proc/PID, with fd open on it.
+func (s *SharedMemory) memfd(env *Env, t *Task, link string, fd int, st *unix.Stat_t, name string) (*memfdIDs, error) {
 	key := deviceInode{st.Dev, st.Ino}
 	if ids := s.memfds[key]; ids != nil {
-		return ids.inode, nil
+		return ids, nil
 	}
 	if uint64(uint32(st.Ino)) != st.Ino {
-		return 0, fmt.Errorf("memory file %s: inode number %d is too large for the image", name, st.Ino)
+		return nil, fmt.Errorf("memory file %s: inode number %d is too large for the image", name, st.Ino)
 	}
 	seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
 	if err != nil { // hugetlb before Linux 4.16: as if nobody may seal it
@@ -94,8 +98,9 @@ func (s *SharedMemory) memfd(t *Task, link string, fd int, st *unix.Stat_t, name
 	}
 	ids := &memfdIDs{inode: uint32(len(s.inodes) + 1)}
 	path, _ := deleted(name)
+	own, isMemfd := strings.CutPrefix(path, "/memfd:")
 	e := &memfd.MemfdInodeEntry{
-		Name: proto.String(strings.TrimPrefix(path, "/memfd:")), Uid: &st.Uid, Gid: &st.Gid,
+		Name: proto.String(own), Uid: &st.Uid, Gid: &st.Gid,
 		Size: proto.Uint64(uint64(st.Size)), Shmid: proto.Uint32(uint32(st.Ino)), Seals: proto.Uint32(uint32(seals)),
 		InodeId: proto.Uint64(uint64(ids.inode)), Mode: &st.Mode,
 	}
@@ -104,6 +109,21 @@ func (s *SharedMemory) memfd(t *Task, link string, fd int, st *unix.Stat_t, name
 	}
 	s.inodes = append(s.inodes, e)
 	s.memfds[key] = ids
-	s.object(key, t, link).size = uint64(st.Size)
-	return ids.inode, nil
+	o := s.object(key, t, link)
+	o.size = max(o.size, uint64(st.Size))
+	if !isMemfd {
+		ids.entry(env) // for those who map it as shared anonymous memory: see mappedAsFile
+	}
+	return ids, nil
+}
+
+// mappedAsFile tells whether shared anonymous memory is in the images as a memory file, because somebody has it open or
+// maps it private, which is possible by way of /proc/PID/map_files; and then under which file id. It may be asked when
+// all tasks are registered.
+func (s *SharedMemory) mappedAsFile(mp *vma.Mapping) (uint32, bool) {
+	ids := s.memfds[deviceInode{mp.Dev, mp.Inode}]
+	if ids == nil {
+		return 0, false
+	}
+	return ids.mapping, true
 }

@@ -28,7 +28,8 @@ type Memory struct {
 	locked  bool              // something is mlocked
 	flags   func() ([]vma.Flags, error)
 	guards  []pagemap.Region
-	flagged bool // the flags are in the entries
+	shared  *SharedMemory // set by Register
+	flagged bool          // the flags are in the entries
 	checked bool
 }
 
@@ -92,6 +93,7 @@ func mapLink(m *vma.Mapping) string { return "map_files/" + m.Link() }
 // dump. It is called in task order. What stands in the way of a task with many mappings is known only after Check,
 // unless this is a dry run.
 func (m *Memory) Register(env *Env, t *Task) error {
+	m.shared = env.Shared
 	seen := map[mappedFile]uint64{}
 	for i := range m.maps {
 		if err := m.register(env, t, i, seen); err != nil {
@@ -218,6 +220,10 @@ func (m *Memory) FillMM(e *mm.MmEntry) error {
 			continue
 		case m.kinds[i] == vma.AIORing:
 			e.Aios = append(e.Aios, aioRing(&m.maps[i]))
+		case m.kinds[i] == vma.SharedAnonymous:
+			if id, ok := m.shared.mappedAsFile(&m.maps[i]); ok {
+				vma.MapsMemfd(v, id)
+			}
 		}
 		e.Vmas = append(e.Vmas, v)
 		last = v

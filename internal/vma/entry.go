@@ -131,6 +131,13 @@ func ApplyFlags(e *vmapb.VmaEntry, fl Flags) {
 	}
 }
 
+// MapsMemfd makes an entry of shared anonymous memory one of the memory file with this id in files.img.
+func MapsMemfd(e *vmapb.VmaEntry, file uint32) {
+	*e.Status = *e.Status&^StatusAnonShared | StatusMemfd | StatusFileShared
+	*e.Flags &^= unix.MAP_ANONYMOUS
+	*e.Shmid = uint64(file)
+}
+
 // GuardEntry is the pseudo entry of a range with MADV_GUARD_INSTALL. Such entries follow all others.
 func GuardEntry(start, end uint64) *vmapb.VmaEntry {
 	return &vmapb.VmaEntry{
