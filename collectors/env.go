@@ -27,6 +27,8 @@ type Env struct {
 	IDs *objid.Allocator
 	// Files knows every open file that the images will name. For one goroutine, in task order.
 	Files *Files
+	// Namespaces knows the namespaces of the tree. For one goroutine, in task order.
+	Namespaces *Namespaces
 	// Shared knows the memory that several tasks may share. For one goroutine, in task order.
 	Shared *SharedMemory
 	// Undo puts how to take back a change of the outside world on the dump's undo stack.

@@ -108,5 +108,23 @@ func (n *Namespaces) Identify(env *Env, t *Task) error {
 			env.Obstacles.Add(Obstacle{Pid: t.Pid, What: "is in a " + ns.name + " namespace of its own, which cannot be dumped yet"})
 		}
 	}
+	return refuseNestedTime(env, t)
+}
+
+// refuseNestedTime notes a task whose children would get another time namespace than it is in (Linux 5.6).
+func refuseNestedTime(env *Env, t *Task) error {
+	own, err := t.Proc.Fstat("ns/time")
+	if err != nil {
+		return nil
+	}
+	if kids, err := t.Proc.Fstat("ns/time_for_children"); err == nil && kids.Ino != own.Ino {
+		env.Obstacles.Add(Obstacle{Pid: t.Pid, What: "has made a time namespace for its children, which the image format cannot hold"})
+	}
 	return nil
+}
+
+// ByInode finds the number and the kind of a namespace that a task of the tree, or the tool, is in.
+func (n *Namespaces) ByInode(kind string, ino uint64) (uint32, bool) {
+	id := n.ids[namespace{kind, ino}]
+	return id, id != 0
 }

@@ -1,8 +1,11 @@
 package collectors
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
+	"syscall"
 
 	"cryo/internal/ptrace"
 	"cryo/internal/remote"
@@ -40,6 +43,14 @@ func (tr *Tracees) Capture(t *Task) error {
 	if err != nil {
 		return err
 	}
+	if t.State == Stopped {
+		// SIGCONT will flush them, so nobody will ever see them; put back, they would stop the task twice.
+		shared.Signals = withoutStops(shared.Signals)
+		for _, th := range t.Threads {
+			q := th.Core.ThreadCore.SignalsP
+			q.Signals = withoutStops(q.Signals)
+		}
+	}
 	t.Core.Tc.SignalsS = shared
 	t.Core.Tc.BlkSigset = leader.Core.ThreadCore.BlkSigset
 	return tr.seccomp.capture(t)
@@ -67,6 +78,17 @@ func (tr *Tracees) captureThread(th *Thread) error {
 	return nil
 }
 
+// withoutStops leaves out the signals that stop a task.
+func withoutStops(queue []*siginfo.SiginfoEntry) []*siginfo.SiginfoEntry {
+	return slices.DeleteFunc(queue, func(e *siginfo.SiginfoEntry) bool {
+		switch syscall.Signal(binary.NativeEndian.Uint32(e.Siginfo)) {
+		case syscall.SIGSTOP, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU:
+			return true
+		}
+		return false
+	})
+}
+
 // pendingSignals reads a queue of signals without taking them from it.
 func pendingSignals(tid int, shared bool) (*siginfo.SignalQueueEntry, error) {
 	queue := &siginfo.SignalQueueEntry{}
@@ -83,9 +105,18 @@ func pendingSignals(tid int, shared bool) (*siginfo.SignalQueueEntry, error) {
 	}
 }
 
+const (
+	// slotSize is room for the longest program, a task's with some timers; longer ones are split.
+	slotSize = 16 << 10
+	// maxSlots is how many threads of one task are asked at the same time.
+	maxSlots = 16
+)
+
 // Inject puts the engine into a captured task.
 func (tr *Tracees) Inject(t *Task) error {
-	s, err := remote.Inject(t.Leader().Tracee, remote.Options{SyscallAt: t.SyscallAt})
+	s, err := remote.Inject(t.Leader().Tracee, remote.Options{
+		SyscallAt: t.SyscallAt, SlotSize: slotSize, Slots: min(len(t.Threads), maxSlots+1),
+	})
 	var seccomp *remote.SeccompError
 	if errors.As(err, &seccomp) {
 		return Obstacle{Pid: t.Pid, What: err.Error()}
@@ -114,16 +145,50 @@ func (tr *Tracees) FinishAsking(t *Task) error {
 	if err := t.asked.read(res, t); err != nil {
 		return err
 	}
-	for _, th := range t.Threads {
-		res, err := t.Session.RunOn(th.Tracee, tr.thread.prog)
+	if res, err = t.Session.Run(tr.thread.prog); err != nil {
+		return err
+	}
+	if err := tr.thread.read(res, t.Leader()); err != nil {
+		return err
+	}
+	for rest := t.Threads[1:]; len(rest) > 0; {
+		n := min(len(rest), maxSlots)
+		if err := tr.askThreads(t, rest[:n]); err != nil {
+			return err
+		}
+		rest = rest[n:]
+	}
+	return nil
+}
+
+// askThreads lets several threads of a task tell about themselves at the same time. Those that have entered are left
+// again whatever happens.
+func (tr *Tracees) askThreads(t *Task, threads []*Thread) (err error) {
+	slots := make([]*remote.Slot, 0, len(threads))
+	defer func() {
+		for _, sl := range slots {
+			err = errors.Join(err, sl.Leave())
+		}
+	}()
+	for _, th := range threads {
+		sl, err := t.Session.Enter(th.Tracee)
 		if err != nil {
 			return err
 		}
-		if err := tr.thread.read(res, th); err != nil {
+		slots = append(slots, sl)
+		if err := sl.Start(tr.thread.prog); err != nil {
 			return err
 		}
 	}
-	return nil
+	var errs []error
+	for i, sl := range slots {
+		res, err := sl.Finish()
+		if err == nil {
+			err = tr.thread.read(res, threads[i])
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // Eject takes the engine out of the task.

@@ -36,7 +36,7 @@ func (d *dumper) identify(_ *pipeline.Stage, p probed) (*collectors.Task, error)
 	if !t.Live() {
 		return t, nil
 	}
-	if err := d.namespaces.Identify(d.env, t); err != nil {
+	if err := d.env.Namespaces.Identify(d.env, t); err != nil {
 		return nil, err
 	}
 	if err := collectors.CollectNamed(d.env, t); err != nil {

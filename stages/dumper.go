@@ -41,9 +41,8 @@ type dumper struct {
 	tracees *collectors.Tracees
 	memory  *memory
 
-	namespaces *collectors.Namespaces
-	rootIDs    *criu_core.TaskKobjIdsEntry
-	cgroups    *collectors.Cgroups
+	rootIDs *criu_core.TaskKobjIdsEntry
+	cgroups *collectors.Cgroups
 
 	frozen     func() // ends the measured time of the stop
 	postFailed error  // of the post-dump action
@@ -71,7 +70,7 @@ func newDumper(o *options.Options) (*dumper, error) {
 	d.env.Shared = collectors.NewSharedMemory()
 	d.memory = &memory{env: d.env, sink: d.sink, stats: &collectors.MemoryStats{}}
 	d.tracees = collectors.NewTracees(d.env)
-	if d.namespaces, d.rootIDs, err = collectors.NewNamespaces(d.env.IDs); err == nil {
+	if d.env.Namespaces, d.rootIDs, err = collectors.NewNamespaces(d.env.IDs); err == nil {
 		d.cgroups, err = collectors.NewCgroups()
 	}
 	if err != nil {
