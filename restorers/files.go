@@ -125,6 +125,7 @@ func PlanFiles(s *Set, t *Tree, kinds map[fdinfo.FdTypes]Restorer, paths *Paths,
 			}
 		}
 	}
+	p.plan.homes()
 	return p.plan, nil
 }
 

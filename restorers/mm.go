@@ -1,7 +1,9 @@
 package restorers
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 
 	"cryo/internal/image"
@@ -261,3 +263,24 @@ func FindHole(spaces [][]*Area, size uint64) (uint64, error) {
 
 // stackGap keeps the interpreter out of the room below a stack that grows.
 const stackGap = 1 << 20
+
+// MarkPages finds out which areas the page map of a task has pages for.
+func (l *Layout) MarkPages(src image.Source, pid int) error {
+	maps, err := image.ReadPagemap(src, image.TaskPages, uint64(pid))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer maps.Close()
+	for run, err := range maps.Runs() {
+		if err != nil {
+			return err
+		}
+		for i := find(l.Areas, run.Addr); i < len(l.Areas) && l.Areas[i].Start < run.End(); i++ {
+			l.Areas[i].HasPages = true
+		}
+	}
+	return nil
+}

@@ -40,17 +40,15 @@ type Park struct {
 // them out of the way, the second, when all else is unmapped, puts them down. have and want are the same areas in the
 // same order.
 func EmitSpecial(b *remote.Builder, have, want []*Area, park Park) (second func(), err error) {
-	if len(have) != len(want) {
-		return nil, fmt.Errorf("the set has %d areas of the vdso, this kernel %d", len(want), len(have))
+	want, err = matchSpecial(have, want)
+	if err != nil {
+		return nil, err
 	}
 	at := park.At
 	type move struct{ from, to, size uint64 }
 	var moves []move
 	for i, h := range have {
 		w := want[i]
-		if h.Len() != w.Len() || h.Status != w.Status {
-			return nil, fmt.Errorf("%s of the vdso has %d bytes, on this kernel %d", w, w.Len(), h.Len())
-		}
 		if h.Start == w.Start {
 			continue
 		}
@@ -66,6 +64,38 @@ func EmitSpecial(b *remote.Builder, have, want []*Area, park Park) (second func(
 			mremap(b, m.from, m.size, m.to)
 		}
 	}, nil
+}
+
+// SpecialNow lists the special areas as inherited, in the pieces the kernel here makes them of.
+func (s *Space) SpecialNow(kernel []*Area) ([]*Area, error) {
+	if s.Base == nil {
+		return kernel, nil
+	}
+	return matchSpecial(kernel, s.Have)
+}
+
+// matchSpecial cuts the special areas of the set as the kernel here has them: images have the data of the vdso in one piece,
+// where newer kernels have two.
+func matchSpecial(have, want []*Area) ([]*Area, error) {
+	var cut []*Area
+	w, at := 0, uint64(0)
+	for _, h := range have {
+		if w == len(want) {
+			return nil, fmt.Errorf("the set has %d areas of the vdso, this kernel %d", len(want), len(have))
+		}
+		at = max(at, want[w].Start)
+		if at+h.Len() > want[w].End || want[w].Status&(vma.StatusVDSO|vma.StatusVVAR) != h.Status&(vma.StatusVDSO|vma.StatusVVAR) {
+			return nil, fmt.Errorf("%s of the vdso is laid out otherwise on this kernel: trampolines are not built yet", want[w])
+		}
+		cut = append(cut, &Area{Start: at, End: at + h.Len(), Status: h.Status})
+		if at += h.Len(); at == want[w].End {
+			w, at = w+1, 0
+		}
+	}
+	if w != len(want) {
+		return nil, fmt.Errorf("the set has %d areas of the vdso, this kernel %d: trampolines are not built yet", len(want), len(have))
+	}
+	return cut, nil
 }
 
 func mremap(b *remote.Builder, from, size, to uint64) {

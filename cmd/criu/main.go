@@ -17,6 +17,7 @@ import (
 
 	"cryo/internal/log"
 	"cryo/internal/options"
+	"cryo/stages"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,7 +34,8 @@ const version = "4.2"
 // verbs are what this program does. A verb that is not here has a capability that is not built, which
 // [options.Options.Check] refuses by name.
 var verbs = map[options.Verb]func(context.Context, *options.Options) error{
-	options.Check: check,
+	options.Check:   check,
+	options.Restore: stages.Restore,
 }
 
 func main() { os.Exit(run(os.Args[1:])) }

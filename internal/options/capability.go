@@ -53,6 +53,7 @@ var built = map[Capability]bool{
 	Devices:     true,
 	DryRunning:  true,
 	Syncing:     true,
+	Restores:    true,
 	Ghosts:      true,
 	Validation:  true,
 	Inherit:     true,

@@ -1,0 +1,142 @@
+package stages
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"cryo/internal/actions"
+	"cryo/internal/image"
+	"cryo/internal/options"
+	"cryo/internal/ptrace"
+	"cryo/internal/stats"
+	"cryo/pipeline"
+	"cryo/restorers"
+
+	"golang.org/x/sys/unix"
+)
+
+// Restore makes a tree of tasks again from an image set and lets it run on, or leaves it stopped, as o.Final says. Until
+// the tree is whole every task of it dies with the tool, and a restore that fails leaves nothing behind.
+//
+// With o.Detach it returns when the tree runs; without, it waits until the root has ended. It needs to be allowed to choose pids (root, or CAP_CHECKPOINT_RESTORE) and Linux 5.6.
+func Restore(ctx context.Context, o *options.Options) error {
+	r, err := newRestorer(o)
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	if err := r.scripts.Run(ctx, actions.PreRestore); err != nil {
+		return err
+	}
+	stop := r.stats.Restore.Start()
+	err = r.graph().Run(ctx)
+	stop()
+	if err != nil {
+		return err
+	}
+	return r.afterwards(ctx)
+}
+
+// restorer holds the services the stages of one restore use. What they learn of the set and the tasks travels on the
+// graph's edges.
+type restorer struct {
+	o       *options.Options
+	log     *slog.Logger
+	source  image.Source
+	scripts *actions.Runner
+	tracer  *ptrace.Tracer
+	stats   stats.Restore
+	root    int // pid of the restored root as the tool sees it
+}
+
+func newRestorer(o *options.Options) (*restorer, error) {
+	r := &restorer{o: o, log: slog.Default()}
+	dir, err := openImagesDir(o)
+	if err != nil {
+		return nil, err
+	}
+	r.source = image.NewDir(dir)
+	r.scripts = &actions.Runner{Scripts: o.ActionScripts, ImageDir: dir}
+	r.tracer = ptrace.NewTracer()
+	return r, nil
+}
+
+func openImagesDir(o *options.Options) (*os.File, error) {
+	if o.ImagesDirFD >= 0 {
+		return os.NewFile(uintptr(o.ImagesDirFD), "images directory"), nil
+	}
+	dir, err := os.OpenFile(o.ImagesDir, unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("images directory: %w: name an existing one with -D", err)
+	}
+	return dir, nil
+}
+
+func (r *restorer) close() {
+	r.tracer.Close()
+	r.source.Close()
+}
+
+// graph declares the restore. Reading it tells the whole story.
+func (r *restorer) graph() *pipeline.Graph {
+	g := pipeline.New("restore")
+	g.SetLogger(r.log)
+
+	set := pipeline.Source(g, "read-images", r.readImages,
+		pipeline.Doc("decode the set; memory contents stay where they are"))
+	plan := pipeline.Map(g, "plan", set, r.plan,
+		pipeline.Doc("decide who makes what; refuse what cannot be restored while no task exists"))
+	born := pipeline.Map(g, "fork-tree", plan, r.forkTree,
+		pipeline.Doc("make all processes, each with the memory its children inherit"))
+	opened := pipeline.Map(g, "restore-files", born, r.restoreFiles,
+		pipeline.Doc("open every file once and hand it to all who have it"))
+	placed := pipeline.Map(g, "restore-mem", opened, r.restoreMem,
+		pipeline.Doc("what a fork does not hand on: advice and locks of memory, exe, root, working directory"))
+	threaded := pipeline.Map(g, "restore-threads", placed, r.restoreThreads,
+		pipeline.Doc("clone all threads and give each what is its own"))
+	whole := pipeline.Map(g, "restorer-jump", threaded, r.jump,
+		pipeline.Doc("give privileges away, take the interpreter out, set registers"))
+	pipeline.Sink(g, "resume", whole, r.resume,
+		pipeline.Doc("let the tree go on"))
+	return g
+}
+
+func (r *restorer) readImages(_ *pipeline.Stage, emit func(*restorers.Set) error) error {
+	s, err := restorers.Read(r.source)
+	if err != nil {
+		return err
+	}
+	return emit(s)
+}
+
+// afterwards is what follows when the tree runs.
+func (r *restorer) afterwards(ctx context.Context) error {
+	if err := stats.Write(r.o.WorkDir, r.stats.Entry()); err != nil {
+		return err
+	}
+	if r.o.DisplayStats {
+		if err := stats.Print(os.Stdout, r.stats.Entry()); err != nil {
+			return err
+		}
+	}
+	r.log.Info("Restore finished successfully. Tasks resumed.")
+	if r.o.Detach || r.o.Sibling {
+		return nil
+	}
+	return r.wait()
+}
+
+// wait waits for the end of the root task. How it ended is no matter, as for criu.
+func (r *restorer) wait() error {
+	for {
+		_, err := unix.Wait4(r.root, nil, 0, nil)
+		if err == nil || err == unix.ECHILD {
+			return nil
+		}
+		if err != unix.EINTR {
+			return fmt.Errorf("wait for the restored task %d: %w", r.root, err)
+		}
+	}
+}

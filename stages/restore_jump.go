@@ -1,0 +1,132 @@
+package stages
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+
+	"cryo/arch"
+	"cryo/internal/actions"
+	"cryo/internal/options"
+	"cryo/internal/ptrace"
+	"cryo/internal/remote"
+	"cryo/pipeline"
+	"cryo/restorers"
+
+	"golang.org/x/sys/unix"
+)
+
+// jump does what must come last: it gives privileges away, takes the interpreter out of every task and sets registers
+// and signal masks. The tasks stay stopped.
+func (r *restorer) jump(s *pipeline.Stage, f *family) (*family, error) {
+	live := f.alive()
+	late := func(name string, phase restorers.Phase) error {
+		return r.runAll(live, name, func(m *member, b *remote.Builder) error {
+			restorers.EmitState(phase, f.stateOf(m.Task, m.Threads[0], b))
+			return nil
+		})
+	}
+	if err := r.scripts.Run(s.Context(), actions.PostRestore); err != nil {
+		return nil, err
+	}
+	if err := late("late process state", restorers.TaskLate); err != nil {
+		return nil, err
+	}
+	if err := r.eachThread(f, live, "last thread state", restorers.ThreadLast); err != nil {
+		return nil, err
+	}
+	if err := late("last process state", restorers.TaskLast); err != nil {
+		return nil, err
+	}
+	return f, r.tracer.Do(func() error {
+		for _, m := range live {
+			if err := m.session.Remove(); err != nil {
+				return fmt.Errorf("%s: %w", m.Node, err)
+			}
+			for i, th := range m.allThreads() {
+				if err := setRegisters(th, m.Threads[i]); err != nil {
+					return fmt.Errorf("%s, thread %d: %w", m.Node, m.Threads[i].TID, err)
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// allThreads lists the threads of a member in the order of the set, the leader first.
+func (m *member) allThreads() []*remote.Thread {
+	return append([]*remote.Thread{m.session.Leader().Thread()}, m.threads...)
+}
+
+// setRegisters gives a stopped thread its processor state and signal mask.
+func setRegisters(th *remote.Thread, want *restorers.Thread) error {
+	state, err := arch.FromCore(want.Core)
+	if err != nil {
+		return err
+	}
+	th.State, th.SigMask = *state, restorers.MaskOf(want.Core)
+	return th.Restore()
+}
+
+// resume lets the tree go, and tells those who want to know.
+func (r *restorer) resume(s *pipeline.Stage, f *family) error {
+	if err := r.scripts.Run(s.Context(), actions.PreResume); err != nil {
+		return err
+	}
+	if err := r.writePidFile(); err != nil {
+		return err
+	}
+	// From here on the tree lives by itself.
+	if err := s.Undo().Commit(); err != nil {
+		return err
+	}
+	err := r.tracer.Do(func() error {
+		for _, m := range f.alive() {
+			for _, th := range m.allThreads() {
+				if err := ptrace.Detach(th.TID, r.goOn(m)); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, name := range f.remaps.Links() {
+		if err := os.Remove(name); err != nil {
+			s.Logger().Warn("a link the dump made stays", "name", name, "err", err)
+		}
+	}
+	return r.scripts.Run(s.Context(), actions.PostResume)
+}
+
+// goOn is the signal a task is let go with: a stop where it was stopped, or is to be.
+func (r *restorer) goOn(m *member) unix.Signal {
+	tc := m.Core.GetTc()
+	if tc.GetTaskState() == restorers.StateStopped {
+		if sig := tc.GetStopSigno(); sig != 0 {
+			return unix.Signal(sig)
+		}
+		return unix.SIGSTOP
+	}
+	if r.o.Final == options.LeaveStopped {
+		return unix.SIGSTOP
+	}
+	return 0
+}
+
+func (r *restorer) writePidFile() error {
+	if r.o.PidFile == "" {
+		return nil
+	}
+	f, err := os.OpenFile(r.o.PidFile, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("pid file: %w", err)
+	}
+	_, err = f.WriteString(strconv.Itoa(r.root))
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	return err
+}

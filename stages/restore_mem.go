@@ -1,0 +1,39 @@
+package stages
+
+import (
+	"cryo/internal/remote"
+	"cryo/pipeline"
+	"cryo/restorers"
+
+	"golang.org/x/sys/unix"
+)
+
+// restoreMem sets what belongs to an address space and is not handed on by a fork, and what a task says of files without
+// a descriptor. No task forks any more.
+func (r *restorer) restoreMem(s *pipeline.Stage, f *family) (*family, error) {
+	live := f.alive()
+	fsDone := map[uint32]bool{}
+	err := r.runAll(live, "finish memory", func(m *member, b *remote.Builder) error {
+		f.spaces[m.Node].EmitAdvice(b)
+		exe, err := f.paths.EmitOpen(b, m.MM.GetExeFileId(), unix.O_RDONLY)
+		if err != nil {
+			return err
+		}
+		restorers.EmitMM(b, m.MM, exe)
+		b.Call(unix.SYS_CLOSE, exe).Must().Discard()
+		if id := m.IDs.GetFsId(); !fsDone[id] {
+			fsDone[id] = true
+			return restorers.EmitFS(b, m.FS, f.paths)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range f.cleanup {
+		if err := c(); err != nil {
+			return nil, err
+		}
+	}
+	return f, nil
+}

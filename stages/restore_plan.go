@@ -1,0 +1,185 @@
+package stages
+
+import (
+	"fmt"
+	"os"
+
+	"cryo/arch"
+	"cryo/internal/image"
+	"cryo/internal/options"
+	"cryo/internal/remote"
+	"cryo/pipeline"
+	"cryo/restorers"
+
+	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+)
+
+// restorePlan is everything that is decided before the first task exists.
+type restorePlan struct {
+	set     *restorers.Set
+	tree    *restorers.Tree
+	layouts map[*restorers.Node]*restorers.Layout
+	spaces  map[*restorers.Node]*restorers.Space
+	files   *restorers.FilePlan
+	paths   *restorers.Paths
+	remaps  *restorers.Remaps
+	base    *restorers.Base
+	hole    remote.Area // where the interpreter lies in every task
+	park    restorers.Park
+}
+
+// Sizes of what the tool has in a task's address space.
+const (
+	restoreSlots    = 16
+	restoreSlotSize = 32 << 10
+	parkSize        = 256 << 10
+)
+
+// fdKinds says who restores which type of descriptor.
+func fdKinds() map[fdinfo.FdTypes]restorers.Restorer {
+	return map[fdinfo.FdTypes]restorers.Restorer{
+		fdinfo.FdTypes_REG:  restorers.RegFile{},
+		fdinfo.FdTypes_PIPE: restorers.Pipe{},
+	}
+}
+
+// plan turns a set into a restorePlan, or says what stands in the way.
+func (r *restorer) plan(_ *pipeline.Stage, set *restorers.Set) (*restorePlan, error) {
+	p := &restorePlan{set: set, layouts: map[*restorers.Node]*restorers.Layout{}, spaces: map[*restorers.Node]*restorers.Space{}}
+	var err error
+	if p.base, err = restorers.ReadBase(); err != nil {
+		return nil, err
+	}
+	if p.tree, err = restorers.PlanTree(set, r.o.ShellJob); err != nil {
+		return nil, err
+	}
+	if err := p.checkIDs(); err != nil {
+		return nil, err
+	}
+	opt := &restorers.FileOptions{SizeOnly: r.o.FileValidation == options.ValidateFileSize, SkipModeBits: r.o.SkipFileRWXCheck}
+	p.paths = restorers.NewPaths(set, opt)
+	p.remaps = restorers.NewRemaps(p.paths)
+	for _, t := range set.Tasks {
+		if t.Dead() {
+			continue
+		}
+		if err := p.task(t); err != nil {
+			return nil, err
+		}
+	}
+	if p.files, err = restorers.PlanFiles(set, p.tree, fdKinds(), p.paths, opt); err != nil {
+		return nil, err
+	}
+	return p, p.room()
+}
+
+// task checks the state of one task and lays out its memory.
+func (p *restorePlan) task(t *restorers.Task) error {
+	if err := checkNamespaces(t, p.set.Inventory.GetRootIds()); err != nil {
+		return err
+	}
+	for _, th := range t.Threads {
+		if err := restorers.CheckState(p.stateOf(t, th, nil)); err != nil {
+			return err
+		}
+		if _, err := arch.FromCore(th.Core); err != nil {
+			return fmt.Errorf("thread %d: %w", th.TID, err)
+		}
+	}
+	if err := restorers.CheckMM(t.PID, t.MM); err != nil {
+		return err
+	}
+	l, err := restorers.PlanLayout(t)
+	if err != nil {
+		return err
+	}
+	if err := l.MarkPages(p.set.Source, t.PID); err != nil {
+		return err
+	}
+	p.layouts[p.tree.ByPID[t.PID]] = l
+	return p.paths.CheckNamed(t, l)
+}
+
+// stateOf is what the emitters of state need to know of a thread.
+func (p *restorePlan) stateOf(t *restorers.Task, th *restorers.Thread, b *remote.Builder) *restorers.StateEmit {
+	return &restorers.StateEmit{Builder: b, Task: t.Core, Thread: th.Core, MM: t.MM, PID: t.PID, TID: th.TID, Base: p.base, Filters: p.set.Seccomp}
+}
+
+// checkNamespaces refuses tasks of other namespaces than the dump's tool had.
+func checkNamespaces(t *restorers.Task, own *criu_core.TaskKobjIdsEntry) error {
+	for _, ns := range []struct {
+		name string
+		id   func(*criu_core.TaskKobjIdsEntry) uint32
+	}{
+		{"pid", (*criu_core.TaskKobjIdsEntry).GetPidNsId}, {"net", (*criu_core.TaskKobjIdsEntry).GetNetNsId},
+		{"ipc", (*criu_core.TaskKobjIdsEntry).GetIpcNsId}, {"uts", (*criu_core.TaskKobjIdsEntry).GetUtsNsId},
+		{"mnt", (*criu_core.TaskKobjIdsEntry).GetMntNsId}, {"user", (*criu_core.TaskKobjIdsEntry).GetUserNsId},
+		{"time", (*criu_core.TaskKobjIdsEntry).GetTimeNsId},
+	} {
+		if id := ns.id(t.IDs); id != 0 && own != nil && id != ns.id(own) {
+			return fmt.Errorf("%s has a %s namespace of its own: namespaces are not built yet", t, ns.name)
+		}
+	}
+	return nil
+}
+
+// checkIDs refuses ids that other tasks of the system have.
+func (p *restorePlan) checkIDs() error {
+	taken := func(id int, what string) error {
+		if _, err := os.Lstat(fmt.Sprintf("/proc/%d", id)); err != nil {
+			return nil
+		}
+		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", id))
+		return fmt.Errorf("%s %d cannot be made: that id is taken by a running task (%.15q): wait until it ends, or restore in a pid namespace", what, id, string(name))
+	}
+	for _, n := range p.tree.Nodes {
+		if err := taken(n.ID, "task"); err != nil {
+			return err
+		}
+		if n.Helper() {
+			continue
+		}
+		for _, th := range n.Threads[1:] {
+			if err := taken(th.TID, "thread"); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// room finds the place for the interpreter and plans all address spaces around it.
+func (p *restorePlan) room() error {
+	var all [][]*restorers.Area
+	for _, l := range p.layouts {
+		all = append(all, l.Areas, l.Special)
+	}
+	engine := remote.HoleSize(restoreSlots, restoreSlotSize)
+	size := engine + parkSize
+	at, err := restorers.FindHole(all, size)
+	if err != nil {
+		return err
+	}
+	p.hole = remote.Area{Start: at, Size: engine}
+	p.park = restorers.Park{At: at + engine, Size: parkSize}
+	owner := map[*restorers.Node]*restorers.Node{} // whose memory a node has when it forks
+	for _, n := range p.tree.Nodes {
+		base := owner[n.Forker]
+		owner[n] = base
+		if p.layouts[n] != nil {
+			p.spaces[n] = restorers.PlanSpace(n, base, p.layouts)
+			owner[n] = n
+		}
+	}
+	return nil
+}
+
+// pagesOf is the page map of a node's memory.
+func (p *restorePlan) pagesOf(n, base *restorers.Node, pid int) *restorers.PageFill {
+	f := &restorers.PageFill{Source: p.set.Source, Kind: image.TaskPages, ID: uint64(n.ID), PID: pid, Parts: p.spaces[n].Parts}
+	if base != nil {
+		f.Base = uint64(base.ID)
+	}
+	return f
+}

@@ -1,0 +1,370 @@
+package stages
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+
+	"cryo/internal/ptrace"
+	"cryo/internal/remote"
+	"cryo/internal/vma"
+	"cryo/pipeline"
+	"cryo/restorers"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// family is the tree of tasks while it is being made.
+type family struct {
+	*restorePlan
+	members []*member // forkers before whom they fork
+	byNode  map[*restorers.Node]*member
+	cleanup []func() error    // names made for remapped files, and the like
+	kernel  []*restorers.Area // the areas the kernel made in the root
+}
+
+// member is one process under construction: stopped, and traced by the restore's tracer.
+type member struct {
+	*restorers.Node
+	session *remote.Session
+	threads []*remote.Thread // all but the leader
+}
+
+// PID is the process as the tool sees it.
+func (m *member) PID() int { return m.session.Leader().Thread().TID }
+
+// alive lists the members that are to live: no helpers and no zombies.
+func (f *family) alive() []*member {
+	var some []*member
+	for _, m := range f.members {
+		if !m.Helper() && !m.Dead() {
+			some = append(some, m)
+		}
+	}
+	return some
+}
+
+// forkTree makes all processes, level by level: those of one level map and fill what they have and then fork the next.
+func (r *restorer) forkTree(s *pipeline.Stage, p *restorePlan) (*family, error) {
+	f := &family{restorePlan: p, byNode: map[*restorers.Node]*member{}}
+	cleanup, err := p.remaps.Prepare(s.Context(), func(name string, remove func() error) (func(), error) {
+		step, err := s.Undo().Push("remove "+name, 0, func(context.Context) error { return remove() })
+		return step.Done, err
+	})
+	f.cleanup = append(f.cleanup, cleanup)
+	if err != nil {
+		return nil, err
+	}
+	root, err := r.spawn(s, p)
+	if err != nil {
+		return nil, err
+	}
+	for level := []*member{root}; len(level) > 0; {
+		if err := r.buildMemory(s, f, level); err != nil {
+			return nil, err
+		}
+		var next []*member
+		err := r.tracer.Do(func() error {
+			for _, m := range level {
+				children, err := f.fork(m)
+				if err != nil {
+					return fmt.Errorf("%s: %w", m.Node, err)
+				}
+				next = append(next, children...)
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		f.members = append(f.members, level...)
+		level = next
+	}
+	for _, m := range f.members {
+		f.byNode[m.Node] = m
+	}
+	if err := r.joinGroups(f); err != nil {
+		return nil, err
+	}
+	return f, r.endZombies(f)
+}
+
+// spawn makes the root.
+func (r *restorer) spawn(s *pipeline.Stage, p *restorePlan) (*member, error) {
+	m := &member{Node: p.tree.Root}
+	// What dies with the tool need not be undone if the tool is killed; if a stage fails, its tasks go first.
+	if _, err := s.Undo().Push("kill the tasks made so far", 0, func(context.Context) error { return r.kill(m) }); err != nil {
+		return nil, err
+	}
+	o := remote.SpawnOptions{TID: []int{m.ID}, Hole: p.hole, Slots: restoreSlots, SlotSize: restoreSlotSize}
+	if r.o.Sibling {
+		o.Flags = unix.CLONE_PARENT
+	}
+	err := r.tracer.Do(func() (err error) {
+		if m.session, err = remote.Spawn(o); errors.Is(err, unix.EEXIST) {
+			err = fmt.Errorf("pid %d is taken: %w", m.ID, err)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	r.root = m.PID()
+	r.scripts.SetInit(r.root)
+	return m, nil
+}
+
+// kill ends the tree: the tracer's end takes every task with it.
+func (r *restorer) kill(root *member) error {
+	r.tracer.Close()
+	if root.session != nil {
+		var ws unix.WaitStatus
+		unix.Wait4(root.PID(), &ws, unix.WALL, nil)
+	}
+	return nil
+}
+
+// buildMemory gives the tasks of one level their private memory, and shared memory too: their children inherit both.
+func (r *restorer) buildMemory(s *pipeline.Stage, f *family, level []*member) error {
+	var live []*member
+	for _, m := range level {
+		if f.spaces[m.Node] != nil {
+			live = append(live, m)
+		}
+	}
+	err := r.runAll(live, "map memory", func(m *member, b *remote.Builder) error { return f.emitMap(m, b) })
+	if err != nil {
+		return err
+	}
+	fills := make([]*restorers.PageFill, len(live))
+	g, ctx := errgroup.WithContext(s.Context())
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i, m := range live {
+		fills[i] = f.pagesOf(m.Node, f.spaces[m.Node].Base, m.PID())
+		g.Go(func() error { return fills[i].Run(ctx) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	drop := map[*member][]restorers.Range{}
+	for i, m := range live {
+		drop[m] = fills[i].Drop
+		r.stats.PagesRestored.Add(fills[i].Pages)
+		r.stats.PagesCompared.Add(fills[i].Same)
+		s.Bytes(int64(fills[i].Pages) * 4096)
+	}
+	return r.runAll(live, "protect memory", func(m *member, b *remote.Builder) error {
+		f.spaces[m.Node].EmitProtect(b, drop[m])
+		return nil
+	})
+}
+
+// emitMap changes the address space of a member from what it inherited to its own.
+func (f *family) emitMap(m *member, b *remote.Builder) error {
+	space := f.spaces[m.Node]
+	have, err := space.SpecialNow(f.kernel)
+	if m.Forker == nil {
+		f.kernel, err = kernelAreas(m.PID())
+		have = f.kernel
+	}
+	if err != nil {
+		return err
+	}
+	if m.Forker == nil {
+		b.Call(unix.SYS_CLOSE_RANGE, remote.Imm(0), remote.Imm(^uint32(0)), remote.Imm(0)).Must().Discard()
+		// The tracer holds it now; a task of a set has the signal only if its image says so.
+		b.Call(unix.SYS_PRCTL, remote.Imm(unix.PR_SET_PDEATHSIG), remote.Imm(0)).Must().Discard()
+	}
+	putDown, err := restorers.EmitSpecial(b, have, space.Special, f.park)
+	if err != nil {
+		return err
+	}
+	if m.Forker == nil {
+		b.Call(unix.SYS_MUNMAP, remote.Imm(0), remote.Imm(f.hole.Start)).Must().Discard()
+		end := f.park.At + f.park.Size
+		b.Call(unix.SYS_MUNMAP, remote.Imm(end), remote.Imm(restorers.TaskSize-end)).Must().Discard()
+	}
+	space.EmitUnmap(b)
+	putDown()
+	opened := map[[2]uint64]remote.Arg{}
+	open := func(b *remote.Builder, id uint64, flags uint32) (remote.Arg, error) {
+		key := [2]uint64{id, uint64(flags)}
+		if fd, ok := opened[key]; ok {
+			return fd, nil
+		}
+		fd, err := f.paths.EmitOpen(b, uint32(id), flags)
+		opened[key] = fd
+		return fd, err
+	}
+	if err := space.EmitMap(b, open, f.emitShared); err != nil {
+		return fmt.Errorf("%s: %w", m.Node, err)
+	}
+	b.Call(unix.SYS_CLOSE_RANGE, remote.Imm(0), remote.Imm(^uint32(0)), remote.Imm(0)).Must().Discard()
+	return nil
+}
+
+// emitShared maps shared anonymous memory.
+func (f *family) emitShared(_ *remote.Builder, a *restorers.Area) error {
+	return fmt.Errorf("%s: shared anonymous memory is not built yet", a)
+}
+
+// kernelAreas lists the areas the kernel made in a fresh task.
+func kernelAreas(pid int) ([]*restorers.Area, error) {
+	maps, err := vma.List(pid)
+	if err != nil {
+		return nil, err
+	}
+	var areas []*restorers.Area
+	for _, m := range maps {
+		switch m.Name {
+		case "[vdso]":
+			areas = append(areas, &restorers.Area{Start: m.Start, End: m.End, Status: vma.StatusVDSO})
+		case "[vvar]", "[vvar_vclock]":
+			areas = append(areas, &restorers.Area{Start: m.Start, End: m.End, Status: vma.StatusVVAR})
+		}
+	}
+	return areas, nil
+}
+
+// fork makes the children of a member, those born in its old session first.
+func (f *family) fork(m *member) ([]*member, error) {
+	var children []*member
+	clone := func(nodes []*restorers.Node) error {
+		if len(nodes) == 0 {
+			return nil
+		}
+		list := make([]remote.Child, len(nodes))
+		for i, n := range nodes {
+			list[i] = f.child(m.Node, n)
+		}
+		sessions, err := m.session.CloneAll(list)
+		for i, s := range sessions {
+			children = append(children, &member{Node: nodes[i], session: s})
+		}
+		return err
+	}
+	if err := clone(m.ForksBefore()); err != nil {
+		return nil, err
+	}
+	if m.LeadsSession() {
+		b := remote.NewBuilder("lead a session")
+		b.Call(unix.SYS_SETSID).Expect(uint64(m.ID))
+		if _, err := m.session.Run(b.Program()); err != nil {
+			return nil, err
+		}
+	}
+	return children, clone(m.ForksAfter())
+}
+
+func (f *family) child(forker, n *restorers.Node) remote.Child {
+	c := remote.Child{TID: []int{n.ID}}
+	if n.Adopted() {
+		c.Flags |= unix.CLONE_PARENT
+	}
+	if n.Helper() || n.Dead() || forker.Helper() {
+		return c
+	}
+	if n.IDs.GetFilesId() == forker.IDs.GetFilesId() {
+		c.Flags |= unix.CLONE_FILES
+	}
+	if n.IDs.GetFsId() == forker.IDs.GetFsId() {
+		c.Flags |= unix.CLONE_FS
+	}
+	return c
+}
+
+// joinGroups makes all process groups and puts their members in. Leaders go first.
+func (r *restorer) joinGroups(f *family) error {
+	var leaders, others []*member
+	for _, m := range f.members {
+		switch {
+		case m.LeadsGroup():
+			leaders = append(leaders, m)
+		case m.JoinsGroup():
+			others = append(others, m)
+		}
+	}
+	setpgid := func(m *member, b *remote.Builder) error {
+		b.Call(unix.SYS_SETPGID, remote.Imm(0), remote.Imm(m.Group)).Must()
+		return nil
+	}
+	if err := r.runAll(leaders, "lead a process group", setpgid); err != nil {
+		return err
+	}
+	return r.runAll(others, "join a process group", setpgid)
+}
+
+// endZombies lets those tasks die that are dead in the set, with their exit status.
+func (r *restorer) endZombies(f *family) error {
+	return r.tracer.Do(func() error {
+		for _, m := range f.members {
+			if m.Helper() || !m.Dead() {
+				continue
+			}
+			if err := die(m, unix.WaitStatus(m.Core.GetTc().GetExitCode())); err != nil {
+				return fmt.Errorf("%s: %w", m.Node, err)
+			}
+		}
+		return nil
+	})
+}
+
+// die ends a member with a wait status. Its parent gets a zombie.
+func die(m *member, ws unix.WaitStatus) error {
+	b := remote.NewBuilder("die")
+	if ws.Signaled() {
+		// No core dump, whatever the signal.
+		b.Call(unix.SYS_PRCTL, remote.Imm(unix.PR_SET_DUMPABLE), remote.Imm(0), remote.Imm(0), remote.Imm(0), remote.Imm(0)).Discard()
+		mask := b.Bytes(make([]byte, 8))
+		b.Call(unix.SYS_RT_SIGPROCMASK, remote.Imm(unix.SIG_SETMASK), mask, remote.Imm(0), remote.Imm(8)).Discard()
+		b.Call(unix.SYS_KILL, remote.Imm(m.ID), remote.Imm(int(ws.Signal()))).Discard()
+	} else {
+		b.Call(unix.SYS_EXIT_GROUP, remote.Imm(ws.ExitStatus())).Discard()
+	}
+	if err := m.session.Start(b.Program()); err != nil {
+		return err
+	}
+	for {
+		st, err := ptrace.Wait(m.PID())
+		if err != nil {
+			return err
+		}
+		if st.Gone() {
+			if st.WaitStatus&^0x80 != ws&^0x80 {
+				return fmt.Errorf("ended with status %#x in place of %#x", int(st.WaitStatus), int(ws))
+			}
+			return nil
+		}
+		if err := ptrace.Cont(m.PID(), st.StopSignal()); err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+	}
+}
+
+// runAll runs one program on each of some members, all at the same time.
+func (r *restorer) runAll(members []*member, name string, emit func(*member, *remote.Builder) error) error {
+	return r.tracer.Do(func() error {
+		started := 0
+		var errs []error
+		for _, m := range members {
+			b := remote.NewBuilder(name)
+			err := emit(m, b)
+			if err == nil {
+				err = m.session.Start(b.Program())
+			}
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", m.Node, err))
+				break
+			}
+			started++
+		}
+		for _, m := range members[:started] {
+			if _, err := m.session.Finish(); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", m.Node, err))
+			}
+		}
+		return errors.Join(errs...)
+	})
+}
