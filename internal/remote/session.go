@@ -134,7 +134,7 @@ func (s *Session) settle(addr uint64, o Options) error {
 	if arch.NeedsICacheFlush {
 		write = ptrace.PokeMemory
 	}
-	if err := write(s.leader.thread.TID, addr, arch.Code()); err != nil {
+	if err := write(s.leader.thread.TID, addr, labelledCode(s.area.Size)); err != nil {
 		return err
 	}
 	size := o.SlotSize
