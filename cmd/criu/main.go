@@ -34,8 +34,10 @@ const version = "4.2"
 // verbs are what this program does. A verb that is not here has a capability that is not built, which
 // [options.Options.Check] refuses by name.
 var verbs = map[options.Verb]func(context.Context, *options.Options) error{
-	options.Check:   check,
-	options.Restore: stages.Restore,
+	options.Check:        check,
+	options.Restore:      stages.Restore,
+	options.CPUInfoDump:  cpuinfoDump,
+	options.CPUInfoCheck: cpuinfoCheck,
 }
 
 func main() { os.Exit(run(os.Args[1:])) }

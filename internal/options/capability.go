@@ -49,6 +49,7 @@ const (
 var built = map[Capability]bool{
 	Core:        true,
 	Checks:      true,
+	CPUChecks:   true,
 	Dumps:       true,
 	Devices:     true,
 	DryRunning:  true,
