@@ -107,9 +107,6 @@ func TestCPUInfo(t *testing.T) {
 	if err != nil {
 		t.Skip(err)
 	}
-	if err := CheckCPU(info, CPUCapAll); err != nil {
-		t.Errorf("this machine differs from itself: %v", err)
-	}
 	peer := os.Getenv("CRIU_PEER")
 	if peer == "" {
 		t.Skip("CRIU_PEER names no criu to compare with")

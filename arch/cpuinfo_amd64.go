@@ -1,7 +1,6 @@
 package arch
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 
@@ -34,7 +33,6 @@ const (
 	capabilityWords
 
 	capabilityVersion = 2
-	wordsVersion1     = 12
 )
 
 // Bits of the synthetic word wordLinux1 and others that are set or cleared by hand.
@@ -44,7 +42,6 @@ const (
 	bitCPUID       = 25
 	bitERMS        = 9
 	bitXSAVE       = 26
-	bitOSXSAVE     = 27
 	bit3DNowClash  = 31
 	bitL3Occupancy = 1
 )
@@ -181,88 +178,4 @@ func fillXSave(e *cpuinfo.CpuinfoX86Entry) {
 		}
 	}
 	*e.XfeaturesMask, *e.XsaveSize, *e.XsaveSizeMax = mask, size, sizeMax
-}
-
-// What CheckCPU compares, the values of --cpu-cap.
-type CPUCap uint
-
-const (
-	CPUCapFPU CPUCap = 1 << iota // the extended state
-	CPUCapCPU                    // every capability bit
-	CPUCapIns                    // capabilities that user code can see as instructions
-	CPUCapAll = CPUCapFPU | CPUCapCPU | CPUCapIns
-)
-
-// instructionBits are the capabilities that are instructions, by word.
-var instructionBits = [capabilityWords]uint32{
-	word1EDX:    1<<0 | 1<<4 | 1<<8 | 1<<11 | 1<<15 | 1<<19 | 1<<23 | 1<<24 | 1<<25 | 1<<26,
-	wordExt1EDX: 1<<11 | 1<<22 | 1<<27 | 1<<30 | 1<<31,
-	wordLinux1:  1<<bitRepGood | 1<<bitNopl,
-	word1ECX: 1<<0 | 1<<1 | 1<<3 | 1<<9 | 1<<13 | 1<<19 | 1<<20 | 1<<22 | 1<<23 | 1<<25 | 1<<26 | 1<<27 | 1<<28 |
-		1<<29 | 1<<30,
-	wordExt1ECX: 1<<5 | 1<<6 | 1<<7 | 1<<8 | 1<<11 | 1<<16 | 1<<21,
-	word7EBX: 1<<0 | 1<<3 | 1<<4 | 1<<5 | 1<<8 | 1<<9 | 1<<11 | 1<<14 | 1<<16 | 1<<17 | 1<<18 | 1<<19 | 1<<23 |
-		1<<26 | 1<<27 | 1<<28 | 1<<29 | 1<<30 | 1<<31,
-	wordD1EAX:   1<<0 | 1<<1 | 1<<2,
-	word7ECX:    1<<1 | 1<<6 | 1<<8 | 1<<9 | 1<<10 | 1<<11 | 1<<12 | 1<<13 | 1<<14 | 1<<22,
-	wordExt8EBX: 1 << 0,
-	word7EDX:    1<<2 | 1<<3,
-}
-
-// CheckCPU says whether tasks from the machine an image identifies can run on this one, looking at what caps name. This
-// machine may have more than the other, except for the size of the extended state: programs have it compiled into frames
-// they save state in.
-func CheckCPU(img *cpuinfo.CpuinfoEntry, caps CPUCap) error {
-	here, err := CPUInfo()
-	if err != nil {
-		return err
-	}
-	if len(img.GetX86Entry()) != 1 {
-		return fmt.Errorf("cpuinfo.img: it describes %d x86 processors instead of one", len(img.GetX86Entry()))
-	}
-	there, now := img.GetX86Entry()[0], here.GetX86Entry()[0]
-	words := map[uint32]int{1: wordsVersion1, capabilityVersion: capabilityWords}[there.GetCapabilityVer()]
-	switch v := there.GetVendorId(); {
-	case v != cpuinfo.CpuinfoX86Entry_INTEL && v != cpuinfo.CpuinfoX86Entry_AMD:
-		return fmt.Errorf("cpuinfo.img: unknown vendor %v", v)
-	case words == 0:
-		return fmt.Errorf("cpuinfo.img: unknown capability version %d", there.GetCapabilityVer())
-	case len(there.GetCapability()) != words:
-		return fmt.Errorf("cpuinfo.img: %d capability words instead of %d", len(there.GetCapability()), words)
-	}
-	var errs []error
-	if caps&CPUCapFPU != 0 {
-		errs = append(errs, checkFPU(there, now))
-	}
-	for i, c := range there.GetCapability() {
-		if missing := c & instructionBits[i] &^ now.Capability[i]; caps&CPUCapIns != 0 && missing != 0 {
-			errs = append(errs, fmt.Errorf("this processor lacks instructions of the image's: word %d, bits %#x", i, missing))
-		}
-		if caps&CPUCapCPU != 0 && c != now.Capability[i] {
-			errs = append(errs, fmt.Errorf("capabilities differ in word %d: %#x in the image, %#x here", i, c, now.Capability[i]))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func checkFPU(there, now *cpuinfo.CpuinfoX86Entry) error {
-	var errs []error
-	for _, b := range []struct {
-		name      string
-		word, bit int
-	}{{"x87", word1EDX, 0}, {"FXSR", word1EDX, 24}, {"XSAVE", word1ECX, bitOSXSAVE}, {"XSAVES", wordD1EAX, 3}} {
-		if there.Capability[b.word]&^now.Capability[b.word]&(1<<b.bit) != 0 {
-			errs = append(errs, fmt.Errorf("this processor lacks %s", b.name))
-		}
-	}
-	if there.XfeaturesMask != nil && there.GetXfeaturesMask()&^now.GetXfeaturesMask() != 0 {
-		errs = append(errs, fmt.Errorf("this processor lacks extended state components %#x", there.GetXfeaturesMask()&^now.GetXfeaturesMask()))
-	}
-	if there.XsaveSize != nil && there.GetXsaveSize() != now.GetXsaveSize() {
-		errs = append(errs, fmt.Errorf("the extended state has %d bytes in the image and %d here", there.GetXsaveSize(), now.GetXsaveSize()))
-	}
-	if there.XsaveSizeMax != nil && there.GetXsaveSizeMax() != now.GetXsaveSizeMax() {
-		errs = append(errs, fmt.Errorf("the largest extended state has %d bytes in the image and %d here", there.GetXsaveSizeMax(), now.GetXsaveSizeMax()))
-	}
-	return errors.Join(errs...)
 }
