@@ -235,9 +235,9 @@ const lowestAddress = 0
 // minHole is where holes are looked for: above the usual vm.mmap_min_addr.
 const minHole = 0x10000
 
-// FindHole finds size bytes that are free in every one of the address spaces.
-func FindHole(spaces [][]*Area, size uint64) (uint64, error) {
-	var all []Range
+// FindHole finds size bytes that are free in every one of the address spaces and not in taken.
+func FindHole(spaces [][]*Area, size uint64, taken ...Range) (uint64, error) {
+	all := slices.Clone(taken)
 	for _, s := range spaces {
 		for _, a := range s {
 			r := Range{a.Start, a.End}

@@ -115,6 +115,9 @@ func taskOf(e *pstree.PstreeEntry, used map[uint32]bool) (*Task, error) {
 	if len(tids) == 0 {
 		tids = []uint32{e.GetPid()}
 	}
+	if len(tids) == 1 {
+		tids = []uint32{e.GetPid()} // criu leaves the thread of a zombie uninitialised
+	}
 	if tids[0] != e.GetPid() {
 		return nil, fmt.Errorf("the first thread of pid %d has tid %d", e.GetPid(), tids[0])
 	}

@@ -113,13 +113,11 @@ func (s *Space) EmitUnmap(b *remote.Builder) {
 // Opener opens a file of the set in a program and returns the descriptor. What it opened is closed by the program's end.
 type Opener func(b *remote.Builder, file uint64, flags uint32) (remote.Arg, error)
 
-// EmitMap makes the mappings that are not inherited. Private ones that get pages are writable for now.
-func (s *Space) EmitMap(b *remote.Builder, open Opener, shared func(b *remote.Builder, a *Area) error) error {
+// EmitMap makes the mappings that are not inherited, but for shared anonymous memory. Private ones that get pages are
+// writable for now.
+func (s *Space) EmitMap(b *remote.Builder, open Opener) error {
 	for _, a := range s.Change.Map {
 		if a.SharedAnon() {
-			if err := shared(b, a); err != nil {
-				return err
-			}
 			continue
 		}
 		if err := mmap(b, a, fillProt(a), open); err != nil {
@@ -164,7 +162,7 @@ func (s *Space) EmitProtect(b *remote.Builder, drop []Range) {
 		b.Call(unix.SYS_MADVISE, remote.Imm(r.Start), remote.Imm(r.Len()), remote.Imm(unix.MADV_DONTNEED)).Must()
 	}
 	for _, a := range s.Change.Map {
-		if prot := fillProt(a); prot != a.Prot {
+		if fillProt(a) != a.Prot {
 			mprotect(b, a)
 		}
 	}

@@ -21,6 +21,7 @@ type restorePlan struct {
 	tree    *restorers.Tree
 	layouts map[*restorers.Node]*restorers.Layout
 	spaces  map[*restorers.Node]*restorers.Space
+	shmem   map[uint64]*restorers.Shmem
 	files   *restorers.FilePlan
 	paths   *restorers.Paths
 	remaps  *restorers.Remaps
@@ -172,7 +173,11 @@ func (p *restorePlan) room() error {
 			owner[n] = n
 		}
 	}
-	return nil
+	taken := restorers.Range{Start: at, End: at + size}
+	p.shmem, err = restorers.PlanShmem(p.tree, p.layouts, func(l *restorers.Layout, size uint64) (uint64, error) {
+		return restorers.FindHole([][]*restorers.Area{l.Areas, l.Special}, size, taken)
+	})
+	return err
 }
 
 // pagesOf is the page map of a node's memory.

@@ -4,15 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 
 	"cryo/internal/ptrace"
 	"cryo/internal/remote"
-	"cryo/internal/vma"
 	"cryo/pipeline"
 	"cryo/restorers"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -124,108 +121,6 @@ func (r *restorer) kill(root *member) error {
 		unix.Wait4(root.PID(), &ws, unix.WALL, nil)
 	}
 	return nil
-}
-
-// buildMemory gives the tasks of one level their private memory, and shared memory too: their children inherit both.
-func (r *restorer) buildMemory(s *pipeline.Stage, f *family, level []*member) error {
-	var live []*member
-	for _, m := range level {
-		if f.spaces[m.Node] != nil {
-			live = append(live, m)
-		}
-	}
-	err := r.runAll(live, "map memory", func(m *member, b *remote.Builder) error { return f.emitMap(m, b) })
-	if err != nil {
-		return err
-	}
-	fills := make([]*restorers.PageFill, len(live))
-	g, ctx := errgroup.WithContext(s.Context())
-	g.SetLimit(runtime.GOMAXPROCS(0))
-	for i, m := range live {
-		fills[i] = f.pagesOf(m.Node, f.spaces[m.Node].Base, m.PID())
-		g.Go(func() error { return fills[i].Run(ctx) })
-	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	drop := map[*member][]restorers.Range{}
-	for i, m := range live {
-		drop[m] = fills[i].Drop
-		r.stats.PagesRestored.Add(fills[i].Pages)
-		r.stats.PagesCompared.Add(fills[i].Same)
-		s.Bytes(int64(fills[i].Pages) * 4096)
-	}
-	return r.runAll(live, "protect memory", func(m *member, b *remote.Builder) error {
-		f.spaces[m.Node].EmitProtect(b, drop[m])
-		return nil
-	})
-}
-
-// emitMap changes the address space of a member from what it inherited to its own.
-func (f *family) emitMap(m *member, b *remote.Builder) error {
-	space := f.spaces[m.Node]
-	have, err := space.SpecialNow(f.kernel)
-	if m.Forker == nil {
-		f.kernel, err = kernelAreas(m.PID())
-		have = f.kernel
-	}
-	if err != nil {
-		return err
-	}
-	if m.Forker == nil {
-		b.Call(unix.SYS_CLOSE_RANGE, remote.Imm(0), remote.Imm(^uint32(0)), remote.Imm(0)).Must().Discard()
-		// The tracer holds it now; a task of a set has the signal only if its image says so.
-		b.Call(unix.SYS_PRCTL, remote.Imm(unix.PR_SET_PDEATHSIG), remote.Imm(0)).Must().Discard()
-	}
-	putDown, err := restorers.EmitSpecial(b, have, space.Special, f.park)
-	if err != nil {
-		return err
-	}
-	if m.Forker == nil {
-		b.Call(unix.SYS_MUNMAP, remote.Imm(0), remote.Imm(f.hole.Start)).Must().Discard()
-		end := f.park.At + f.park.Size
-		b.Call(unix.SYS_MUNMAP, remote.Imm(end), remote.Imm(restorers.TaskSize-end)).Must().Discard()
-	}
-	space.EmitUnmap(b)
-	putDown()
-	opened := map[[2]uint64]remote.Arg{}
-	open := func(b *remote.Builder, id uint64, flags uint32) (remote.Arg, error) {
-		key := [2]uint64{id, uint64(flags)}
-		if fd, ok := opened[key]; ok {
-			return fd, nil
-		}
-		fd, err := f.paths.EmitOpen(b, uint32(id), flags)
-		opened[key] = fd
-		return fd, err
-	}
-	if err := space.EmitMap(b, open, f.emitShared); err != nil {
-		return fmt.Errorf("%s: %w", m.Node, err)
-	}
-	b.Call(unix.SYS_CLOSE_RANGE, remote.Imm(0), remote.Imm(^uint32(0)), remote.Imm(0)).Must().Discard()
-	return nil
-}
-
-// emitShared maps shared anonymous memory.
-func (f *family) emitShared(_ *remote.Builder, a *restorers.Area) error {
-	return fmt.Errorf("%s: shared anonymous memory is not built yet", a)
-}
-
-// kernelAreas lists the areas the kernel made in a fresh task.
-func kernelAreas(pid int) ([]*restorers.Area, error) {
-	maps, err := vma.List(pid)
-	if err != nil {
-		return nil, err
-	}
-	var areas []*restorers.Area
-	for _, m := range maps {
-		switch m.Name {
-		case "[vdso]":
-			areas = append(areas, &restorers.Area{Start: m.Start, End: m.End, Status: vma.StatusVDSO})
-		case "[vvar]", "[vvar_vclock]":
-			areas = append(areas, &restorers.Area{Start: m.Start, End: m.End, Status: vma.StatusVVAR})
-		}
-	}
-	return areas, nil
 }
 
 // fork makes the children of a member, those born in its old session first.
