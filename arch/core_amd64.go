@@ -9,7 +9,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-const coreMarch = criu_core.CoreEntry_X86_64
+// March is this architecture in core images.
+const March = criu_core.CoreEntry_X86_64
 
 // Extra is what an x86-64 thread has in the processor besides registers and extended state.
 type Extra struct {

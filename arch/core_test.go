@@ -36,7 +36,7 @@ func TestCoreRoundTrip(t *testing.T) {
 	for _, path := range files {
 		var core criu_core.CoreEntry
 		entry(t, path, 2, &core)
-		if core.GetMtype() != coreMarch {
+		if core.GetMtype() != March {
 			t.Skipf("the golden images are of %v", core.GetMtype())
 		}
 		s, err := FromCore(&core)

@@ -17,15 +17,15 @@ type State struct {
 // kernel would do, so that it is made again after the restore; see Regs.FixRestart. clearTID is the address of
 // set_tid_address.
 func (s *State) ToCore(core *criu_core.CoreEntry, clearTID uint64) error {
-	core.Mtype = coreMarch.Enum()
+	core.Mtype = March.Enum()
 	return s.toCore(core, clearTID)
 }
 
 // FromCore is the state of a thread in a core image, laid out for this processor. It fails if the image is of another
 // architecture, is damaged, or has state this processor cannot hold.
 func FromCore(core *criu_core.CoreEntry) (*State, error) {
-	if core.GetMtype() != coreMarch {
-		return nil, fmt.Errorf("the image is of a %v task, this machine runs %v", core.GetMtype(), coreMarch)
+	if core.GetMtype() != March {
+		return nil, fmt.Errorf("the image is of a %v task, this machine runs %v", core.GetMtype(), March)
 	}
 	s := new(State)
 	if err := s.fromCore(core); err != nil {

@@ -7,7 +7,6 @@ import (
 	"cryo/internal/procfs"
 	"cryo/internal/remote"
 
-	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
 	criu_sa "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-sa"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/timer"
 	"golang.org/x/sys/unix"
@@ -150,9 +149,4 @@ func (t *Task) vtid(tid int) int {
 		}
 	}
 	return 0
-}
-
-// newCore is an empty core of this architecture.
-func newCore() *criu_core.CoreEntry {
-	return &criu_core.CoreEntry{Mtype: March.Enum(), ThreadCore: &criu_core.ThreadCoreEntry{}}
 }

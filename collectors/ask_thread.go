@@ -73,7 +73,7 @@ func (t *threadProgram) read(r *remote.Results, th *Thread) error {
 	if th.TimerSlack, err = r.Value(t.timerslack); err != nil {
 		return err
 	}
-	return setClearTid(th.Core, r.Uint64(t.tidAddr))
+	return th.Tracee.ToCore(th.Core, r.Uint64(t.tidAddr))
 }
 
 // readSched takes a struct sched_attr apart.

@@ -39,6 +39,7 @@ type Files struct {
 	env     *Env
 	kinds   []Kind
 	entries []*fdinfo.FileEntry
+	probes  []*Probe                  // descriptors of the task being collected
 	types   map[uint32]fdinfo.FdTypes // what kind each id of a descriptor became
 	named   map[inode]uint32
 	remaps  []*remap_file_path.RemapFilePathEntry
@@ -67,6 +68,7 @@ func NewFiles(env *Env, kinds []Kind) *Files {
 // Collect turns the probed descriptors of a task into entries of its fdinfo image and of the table. What cannot be
 // dumped becomes an obstacle and gets no entry.
 func (f *Files) Collect(t *Task, probes []*Probe) error {
+	f.probes = probes
 	for _, p := range probes {
 		// Only what cannot change may be part of the key: the position moves if someone outside of the tree shares
 		// the file.

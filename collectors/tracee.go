@@ -61,11 +61,9 @@ func (tr *Tracees) captureThread(th *Thread) error {
 	if err != nil {
 		return err
 	}
+	tracee.Seccomp = th.Status.Seccomp
 	th.Tracee = tracee
 	tc := th.Core.ThreadCore
-	if err := setRegisters(th.Core, tracee); err != nil {
-		return err
-	}
 	tc.BlkSigset = proto.Uint64(tracee.SigMask)
 	if tc.SignalsP, err = pendingSignals(th.Tid, false); err != nil {
 		return err

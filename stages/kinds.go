@@ -16,6 +16,8 @@ type Kind struct {
 var kinds = []Kind{
 	{fdinfo.FdTypes_PIPE, collectors.Pipe{}},
 	{fdinfo.FdTypes_FIFO, collectors.Fifo{}},
+	{fdinfo.FdTypes_EVENTFD, collectors.Eventfd{}},
+	{fdinfo.FdTypes_EVENTPOLL, collectors.Eventpoll{}},
 	{fdinfo.FdTypes_NS, collectors.NsFile{}},
 	{fdinfo.FdTypes_MEMFD, collectors.Memfd{}},
 	{fdinfo.FdTypes_REG, collectors.RegFile{}},

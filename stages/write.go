@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"cryo/arch"
 	"cryo/collectors"
 	"cryo/internal/image"
 	"cryo/internal/options"
@@ -51,7 +52,7 @@ func (d *dumper) writeTask(_ *pipeline.Stage, t *collectors.Task) (*collectors.T
 
 // zombieCore is the core of a task that has only an exit status left.
 func zombieCore(t *collectors.Task) *criu_core.CoreEntry {
-	return &criu_core.CoreEntry{Mtype: collectors.March.Enum(), Tc: &criu_core.TaskCoreEntry{
+	return &criu_core.CoreEntry{Mtype: arch.March.Enum(), Tc: &criu_core.TaskCoreEntry{
 		TaskState: proto.Uint32(uint32(t.State)), ExitCode: proto.Uint32(uint32(t.ExitCode)), Personality: proto.Uint32(0),
 		Flags: proto.Uint32(0), BlkSigset: proto.Uint64(0), Comm: proto.String(t.Stat.Comm),
 	}}

@@ -2,6 +2,7 @@ package procfs
 
 import (
 	"bytes"
+	"iter"
 	"strconv"
 )
 
@@ -64,4 +65,24 @@ func ParseFDInfo(name string, b []byte) (*FDInfo, error) {
 		return nil, &FormatError{name, string(info.Rest)}
 	}
 	return info, nil
+}
+
+// Field is the value of a line of the file's own kind, "" if there is none.
+func (f *FDInfo) Field(name string) string {
+	for value := range f.Lines(name) {
+		return value
+	}
+	return ""
+}
+
+// Lines goes over the values of all lines with a name.
+func (f *FDInfo) Lines(name string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for line := range bytes.Lines(f.Rest) {
+			key, value, ok := bytes.Cut(line, []byte{':'})
+			if ok && string(bytes.TrimSpace(key)) == name && !yield(string(bytes.TrimSpace(value))) {
+				return
+			}
+		}
+	}
 }

@@ -109,20 +109,20 @@ func prepare(leader *Thread, o Options) (*Session, error) {
 			return nil, err
 		}
 	}
-	if err := s.adopt(leader.TID, o.PtraceOptions); err != nil {
+	if err := s.adopt(leader, o.PtraceOptions); err != nil {
 		return nil, err
 	}
 	return s, ptrace.SetSigMask(leader.TID, ^uint64(0))
 }
 
 // adopt sets the options of a thread that is going to run programs.
-func (s *Session) adopt(tid, options int) error {
+func (s *Session) adopt(t *Thread, options int) error {
 	options |= ptrace.OptSysGood
-	if s.status.seccomp == 0 {
-		return ptrace.SetOptions(tid, options)
+	if s.status.seccomp == 0 && t.Seccomp == 0 {
+		return ptrace.SetOptions(t.TID, options)
 	}
-	if err := ptrace.SetOptions(tid, options|ptrace.OptSuspendSeccomp); err != nil {
-		return &SeccompError{tid, err}
+	if err := ptrace.SetOptions(t.TID, options|ptrace.OptSuspendSeccomp); err != nil {
+		return &SeccompError{t.TID, err}
 	}
 	return nil
 }
@@ -208,7 +208,7 @@ func (s *Session) Enter(t *Thread) (*Slot, error) {
 	if s.restored {
 		sl.signal = s.leader.signal
 	} else {
-		if err := s.adopt(t.TID, 0); err != nil {
+		if err := s.adopt(t, 0); err != nil {
 			return nil, err
 		}
 		if s.leader.signal != 0 {

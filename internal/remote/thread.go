@@ -19,6 +19,7 @@ type Thread struct {
 	arch.State // registers, extended state
 	SigMask    uint64
 	Rseq       ptrace.RseqConfiguration // zero: none registered, or a kernel before 5.13
+	Seccomp    int                      // mode of the thread; Inject finds out the leader's, of others the caller says it
 	RseqCS     uint64                   // address of the critical section the thread was in or had been in last, 0: none
 }
 
