@@ -39,7 +39,8 @@ const (
 	maxFiles    = 1 << 22
 )
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// castagnoli is made when a stream is: making it costs what starting the tool does.
+var castagnoli = sync.OnceValue(func() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) })
 
 // Stream is a set that goes out as one stream.
 type Stream struct {
@@ -85,7 +86,7 @@ func (s *Stream) frameLocked(file uint32, typ uint32, payload []byte) error {
 }
 
 func checksum(header, payload []byte) uint32 {
-	return crc32.Update(crc32.Checksum(header, castagnoli), castagnoli, payload)
+	return crc32.Update(crc32.Checksum(header, castagnoli()), castagnoli(), payload)
 }
 
 // Create opens a file in the stream.

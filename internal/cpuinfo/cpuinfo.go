@@ -55,7 +55,7 @@ func compare(img, here *pb.CpuinfoEntry, caps options.CPUCap) error {
 		}
 	}
 	if caps&options.CPUCapIns != 0 {
-		for i, mask := range instructions {
+		for i, mask := range instructions() {
 			if i < words {
 				if missing := was.Capability[i] & mask &^ is.Capability[i]; missing != 0 {
 					return &MismatchError{"it lacks instructions of the source: " + names(i, missing), "ins"}
@@ -103,7 +103,7 @@ func names(word int, bits uint32) string {
 		if bits&(1<<bit) == 0 {
 			continue
 		}
-		name := bitNames[word*32+bit]
+		name := bitNames()[word*32+bit]
 		if name == "" {
 			name = fmt.Sprintf("bit %d of word %d", bit, word)
 		}

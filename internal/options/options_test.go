@@ -36,6 +36,7 @@ func TestTableHasEveryOptionOfCriu(t *testing.T) {
 	if len(long) != 85 {
 		t.Fatalf("the list has %d options, not 85", len(long))
 	}
+	names, shorts := spellings()
 	negatable := map[string]bool{}
 	for _, n := range strings.Fields(criuNegatable) {
 		negatable[n] = true

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 )
 
 // The command line is read the way getopt_long does, because scripts and drivers rely on it: unique prefixes of long
@@ -25,8 +26,8 @@ type name struct {
 	negated bool
 }
 
-// names maps every long spelling, shorts every letter, to its row.
-var names, shorts = index()
+// spellings maps every long spelling and every letter to its row.
+var spellings = sync.OnceValues(index)
 
 func index() (map[string]name, map[byte]*Option) {
 	long, short := make(map[string]name, 2*len(Table)), make(map[byte]*Option)
@@ -154,6 +155,7 @@ func (o *Options) long(opt string, next []string) ([]string, error) {
 
 // bunch handles one-letter options written together.
 func (o *Options) bunch(letters string, next []string) ([]string, error) {
+	_, shorts := spellings()
 	for i := 0; i < len(letters); i++ {
 		row := shorts[letters[i]]
 		if row == nil {
@@ -183,6 +185,7 @@ func (o *Options) bunch(letters string, next []string) ([]string, error) {
 // lookup finds a long option by its name or a prefix that only one option has. An option of our own is not meant
 // by a prefix that one of criu's has.
 func lookup(spelling string) (name, string, error) {
+	names, _ := spellings()
 	if n, ok := names[spelling]; ok {
 		return n, spelling, nil
 	}
