@@ -31,7 +31,7 @@ func (e *tooBig) Error() string {
 // split cuts the program into chunks of at most limit bytes.
 func (p *Program) split(limit int) ([]*chunk, error) {
 	if p.Size() <= limit {
-		return []*chunk{p.layout(0, len(p.ops))}, nil
+		return []*chunk{p.whole()}, nil
 	}
 	var chunks []*chunk
 	groups := p.groups()
@@ -128,9 +128,16 @@ func (c *chunk) opOffset(i int) int { return arch.HdrSize + (i-c.first)*arch.OpS
 // notRun is what the result word of an operation holds before it ran. No system call returns it.
 const notRun = -0x7e57_0000_0000_0001
 
-// assemble writes the chunk in binary form. Results of operations in earlier chunks, and what those left in memory that
-// is read back, come from res.
+// assemble is the chunk in binary form, not to be changed. Results of operations in earlier chunks, and what those left in
+// memory that is read back, come from res.
 func (c *chunk) assemble(p *Program, res *Results) []byte {
+	if c == p.whole() {
+		return p.wholeImage()
+	}
+	return c.encodeAll(p, res)
+}
+
+func (c *chunk) encodeAll(p *Program, res *Results) []byte {
 	b := make([]byte, c.size)
 	for i := c.first; i < c.end; i++ {
 		c.encode(b[c.opOffset(i):][:arch.OpSize], &p.ops[i], p, res)

@@ -3,6 +3,7 @@ package remote
 import (
 	"fmt"
 	"slices"
+	"sync"
 	"syscall"
 
 	"cryo/arch"
@@ -214,5 +215,8 @@ func (b *Builder) Program() *Program {
 			panic(fmt.Sprintf("program %q: label %d stands nowhere", b.name, i))
 		}
 	}
-	return &Program{name: b.name, ops: b.ops, data: b.data, labels: b.labels}
+	p := &Program{name: b.name, ops: b.ops, data: b.data, labels: b.labels}
+	p.whole = sync.OnceValue(func() *chunk { return p.layout(0, len(p.ops)) })
+	p.wholeImage = sync.OnceValue(func() []byte { return p.whole().encodeAll(p, newResults(p)) })
+	return p
 }

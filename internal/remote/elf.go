@@ -49,7 +49,7 @@ func stubELF(base uint64) ([]byte, error) {
 }
 
 // whole is a program in binary form, in one piece.
-func whole(p *Program) []byte { return p.layout(0, len(p.ops)).assemble(p, newResults(p)) }
+func whole(p *Program) []byte { return p.wholeImage() }
 
 // sleepForever is what a new task runs until its tracer has it.
 func sleepForever() *Program {

@@ -156,10 +156,7 @@ func (s *Session) StopWith(sig syscall.Signal) error {
 // any code of their own to go on with: give each its state with Thread.Restore and detach it.
 func (s *Session) Remove() error {
 	t := s.leader.thread
-	if err := ptrace.SetSigMask(t.TID, ^uint64(0)); err != nil {
-		return err
-	}
-	ret, err := remoteCall(t, s.instr, unix.SYS_MUNMAP, s.area.Start, s.area.Size)
+	ret, err := s.remoteCall(unix.SYS_MUNMAP, s.area.Start, s.area.Size)
 	if err == nil && errnoOf(ret) != 0 {
 		err = fmt.Errorf("unmap the engine from task %d: %w", t.TID, errnoOf(ret))
 	}

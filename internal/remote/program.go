@@ -19,6 +19,10 @@ type Program struct {
 	ops    []op
 	data   []datum
 	labels []int
+
+	// In one piece the program is the same for every task.
+	whole      func() *chunk
+	wholeImage func() []byte
 }
 
 // Name is what the program does.

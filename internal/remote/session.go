@@ -19,7 +19,7 @@ type Session struct {
 	code   uint64 // address of the interpreter
 	instr  uint64 // address of a system call instruction outside of the area, for removing it
 	free   []buffer
-	status taskStatus
+	status TaskStatus
 
 	restored bool // made by Spawn: there is no work of its own to go back to
 }
@@ -45,6 +45,8 @@ type Options struct {
 	// SyscallAt is the address of a system call instruction in the task, from FindSyscall before the freeze. It is
 	// looked for if 0.
 	SyscallAt uint64
+	// Status is what ReadTaskStatus says of the stopped leader. It is read if nil.
+	Status *TaskStatus
 	// PtraceOptions are the options the tracee has; what the engine needs is added.
 	PtraceOptions int
 	// Breakpoints makes programs stop by a breakpoint even where a signal could be used. A task whose tracer dies
@@ -59,7 +61,10 @@ func AreaSize(slots, slotSize int) uint64 {
 	return alignUp(arch.BlobPage+uint64(slots)*uint64(slotStride(slotSize)), arch.BlobPage)
 }
 
-func slotStride(slotSize int) int { return alignUp(slotSize, 64) + alignUp(arch.SigFrameSize(), 64) }
+// A slot is a signal frame and a program buffer.
+func slotStride(slotSize int) int { return alignUp(slotSize, 64) + frameSize() }
+
+func frameSize() int { return alignUp(arch.SigFrameSize(), 64) }
 
 // SeccompError says that the seccomp rules of a task could not be suspended, so no program can run in it.
 type SeccompError struct {
@@ -79,7 +84,7 @@ func Inject(leader *Thread, o Options) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	addr, err := remoteCall(leader, p.instr, unix.SYS_MMAP, 0, p.area.Size, unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC,
+	addr, err := p.remoteCall(unix.SYS_MMAP, 0, p.area.Size, unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS, ^uint64(0), 0)
 	if err == nil && errnoOf(addr) != 0 {
 		err = fmt.Errorf("map %d bytes in task %d: %w", p.area.Size, leader.TID, errnoOf(addr))
@@ -98,27 +103,28 @@ func prepare(leader *Thread, o Options) (*Session, error) {
 	if o.SlotSize == 0 {
 		o.SlotSize = defaultSlotSize
 	}
-	st, err := readStatus(leader.TID)
-	if err != nil {
-		return nil, err
+	if o.Status == nil {
+		st, err := ReadTaskStatus(leader.TID)
+		if err != nil {
+			return nil, err
+		}
+		o.Status = &st
 	}
-	s := &Session{status: st, instr: o.SyscallAt, area: Area{Size: AreaSize(max(o.Slots, 1), o.SlotSize)}}
+	s := &Session{status: *o.Status, instr: o.SyscallAt, area: Area{Size: AreaSize(max(o.Slots, 1), o.SlotSize)}}
 	s.leader = &Slot{session: s, thread: leader}
 	if s.instr == 0 {
+		var err error
 		if s.instr, err = FindSyscall(leader.TID); err != nil {
 			return nil, err
 		}
 	}
-	if err := s.adopt(leader, o.PtraceOptions); err != nil {
-		return nil, err
-	}
-	return s, ptrace.SetSigMask(leader.TID, ^uint64(0))
+	return s, s.adopt(leader, o.PtraceOptions)
 }
 
 // adopt sets the options of a thread that is going to run programs.
 func (s *Session) adopt(t *Thread, options int) error {
 	options |= ptrace.OptSysGood
-	if s.status.seccomp == 0 && t.Seccomp == 0 {
+	if s.status.Seccomp == 0 && t.Seccomp == 0 {
 		return ptrace.SetOptions(t.TID, options)
 	}
 	if err := ptrace.SetOptions(t.TID, options|ptrace.OptSuspendSeccomp); err != nil {
@@ -130,11 +136,7 @@ func (s *Session) adopt(t *Thread, options int) error {
 // settle makes the fresh mapping at addr a session: code, free slots, the leader's slot.
 func (s *Session) settle(addr uint64, o Options) error {
 	s.area.Start, s.code = addr, addr
-	write := ptrace.WriteMemory
-	if arch.NeedsICacheFlush {
-		write = ptrace.PokeMemory
-	}
-	if err := write(s.leader.thread.TID, addr, labelledCode(s.area.Size)); err != nil {
+	if err := s.writeCode(); err != nil {
 		return err
 	}
 	size := o.SlotSize
@@ -143,14 +145,21 @@ func (s *Session) settle(addr uint64, o Options) error {
 	}
 	size = alignUp(size, 64)
 	for i := range max(o.Slots, 1) {
-		base := addr + arch.BlobPage + uint64(i*slotStride(size))
-		s.free = append(s.free, buffer{base: base, frame: base + uint64(size), size: size})
+		frame := addr + arch.BlobPage + uint64(i*slotStride(size))
+		s.free = append(s.free, buffer{frame: frame, base: frame + uint64(frameSize()), size: size})
 	}
 	s.take(s.leader)
 	if !o.Breakpoints {
 		s.leader.signal = s.chooseSignal(s.leader.thread)
 	}
 	return s.leader.enter()
+}
+
+func (s *Session) writeCode() error {
+	if arch.NeedsICacheFlush {
+		return ptrace.PokeMemory(s.leader.thread.TID, s.code, labelledCode(s.area.Size))
+	}
+	return ptrace.WriteMemory(s.leader.thread.TID, s.code, labelledCode(s.area.Size))
 }
 
 // take gives a slot the first free buffer.
@@ -171,7 +180,7 @@ func (s *Session) chooseSignal(t *Thread) syscall.Signal {
 	}
 	for _, sig := range stopSignals {
 		bit := uint64(1) << (sig - 1)
-		if (s.status.caught|s.status.pending|t.SigMask)&bit == 0 {
+		if (s.status.SigCaught|s.status.SigPending|t.SigMask)&bit == 0 {
 			return sig
 		}
 	}
@@ -227,7 +236,7 @@ func (sl *Slot) Leave() error {
 	if !s.restored {
 		err = sl.leave()
 	}
-	s.free = append(s.free, buffer{base: sl.base, frame: sl.base + uint64(sl.size), size: sl.size})
+	s.free = append(s.free, buffer{base: sl.base, frame: sl.frame, size: sl.size})
 	return err
 }
 
@@ -248,7 +257,7 @@ func (s *Session) RunOn(t *Thread, p *Program) (*Results, error) {
 // of other threads have been left before.
 func (s *Session) Eject() error {
 	t := s.leader.thread
-	ret, err := remoteCall(t, s.instr, unix.SYS_MUNMAP, s.area.Start, s.area.Size)
+	ret, err := s.remoteCall(unix.SYS_MUNMAP, s.area.Start, s.area.Size)
 	if err == nil && errnoOf(ret) != 0 {
 		err = fmt.Errorf("unmap the engine from task %d: %w", t.TID, errnoOf(ret))
 	}
@@ -259,29 +268,48 @@ func restoreThread(t *Thread) error {
 	return errors.Join(ptrace.SetRegs(t.TID, &t.Regs), ptrace.SetSigMask(t.TID, t.SigMask))
 }
 
-// remoteCall makes one system call in a stopped thread, at a system call instruction of the task. The thread has its
-// signals blocked. It ends in a stop from which the kernel restarts an interrupted system call once the registers are
-// back: not the stop at the exit of the call, but an interrupt on the way to user mode.
-func remoteCall(t *Thread, at uint64, nr uint64, args ...uint64) (int64, error) {
-	r := t.Regs.SetupCall(at, nr, args...)
+// remoteCall makes one system call in the leader, at the session's system call instruction.
+//
+// It ends in a stop from which the kernel restarts the system call the thread was interrupted in, once its registers are
+// back: a stop on the way to user mode. The stop at the exit of a system call is none, that of a single step is. But the
+// signal a single step raises is a forced one: it resets the task's action for SIGTRAP if that is ignored, and one that is
+// pending already would be taken for it. Then the thread is interrupted during the call instead, at the cost of a stop
+// more.
+func (s *Session) remoteCall(nr uint64, args ...uint64) (int64, error) {
+	t := s.leader.thread
+	r := t.Regs.SetupCall(s.instr, nr, args...)
 	if err := ptrace.SetRegs(t.TID, &r); err != nil {
 		return 0, err
 	}
-	entry := func(st ptrace.Status) bool { return st.SyscallStop() }
-	if err := resumeUntil(t.TID, ptrace.Syscall, entry); err != nil {
+	const trap = uint64(1) << (syscall.SIGTRAP - 1)
+	call, mask := singleStep, ^trap
+	if !s.restored && (s.status.SigIgnored|s.status.SigPending)&trap != 0 {
+		call, mask = interruptedCall, ^uint64(0)
+	}
+	if err := ptrace.SetSigMask(t.TID, mask); err != nil {
 		return 0, err
 	}
-	if err := ptrace.Interrupt(t.TID); err != nil {
+	if err := call(t.TID); err != nil {
 		return 0, err
 	}
-	interrupted := func(st ptrace.Status) bool { return st.Event() == ptrace.EventStop }
-	if err := resumeUntil(t.TID, ptrace.Cont, interrupted); err != nil {
-		return 0, err
+	err := ptrace.GetRegs(t.TID, &r)
+	return r.SyscallResult(), err
+}
+
+func singleStep(tid int) error {
+	return resumeUntil(tid, ptrace.SingleStep, func(st ptrace.Status) bool {
+		return st.Event() == 0 && st.StopSignal() == syscall.SIGTRAP
+	})
+}
+
+func interruptedCall(tid int) error {
+	if err := resumeUntil(tid, ptrace.Syscall, ptrace.Status.SyscallStop); err != nil {
+		return err
 	}
-	if err := ptrace.GetRegs(t.TID, &r); err != nil {
-		return 0, err
+	if err := ptrace.Interrupt(tid); err != nil {
+		return err
 	}
-	return r.SyscallResult(), nil
+	return resumeUntil(tid, ptrace.Cont, func(st ptrace.Status) bool { return st.Event() == ptrace.EventStop })
 }
 
 // resumeUntil resumes a thread until it has the stop wanted. Stop signals take effect on the way.

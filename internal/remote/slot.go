@@ -63,18 +63,19 @@ func (s *Slot) Start(p *Program) error {
 func (s *Slot) startChunk() error {
 	c := s.run.chunks[0]
 	b := c.assemble(s.run.program, s.run.results)
-	s.putHeader(b)
-	if err := ptrace.WriteMemory(s.thread.TID, s.base, b); err != nil {
+	if err := ptrace.WriteMemoryParts(s.thread.TID, s.base, s.header(), b[arch.HdrSize:]); err != nil {
 		return err
 	}
 	return s.resumeAt(s.base + arch.HdrSize)
 }
 
-// putHeader fills in the header of a program buffer.
-func (s *Slot) putHeader(b []byte) {
+// header is the header of a program buffer.
+func (s *Slot) header() []byte {
+	b := make([]byte, arch.HdrSize)
 	le.PutUint64(b[arch.HdrState:], arch.StateRunning)
 	le.PutUint64(b[arch.HdrSignal:], uint64(s.signal))
 	le.PutUint64(b[arch.HdrFrame:], s.frame)
+	return b
 }
 
 // resumeAt lets the thread run the interpreter from the operation at an address.
@@ -225,14 +226,11 @@ func (s *Slot) park() error {
 	if err != nil {
 		return err
 	}
-	if err := ptrace.WriteMemory(tid, s.frame, frame); err != nil {
-		return err
-	}
-	b := make([]byte, arch.HdrSize+arch.OpSize)
-	s.putHeader(b)
-	b[arch.HdrSize+arch.OpKind] = arch.KindSigreturn
-	le.PutUint64(b[arch.HdrSize+arch.OpArg:], s.frame)
-	if err := ptrace.WriteMemory(tid, s.base, b); err != nil {
+	padding := make([]byte, frameSize()-len(frame))
+	op := make([]byte, arch.OpSize)
+	op[arch.OpKind] = arch.KindSigreturn
+	le.PutUint64(op[arch.OpArg:], s.frame)
+	if err := ptrace.WriteMemoryParts(tid, s.frame, frame, padding, s.header(), op); err != nil {
 		return err
 	}
 	r := s.thread.Regs.SetupBlob(s.session.code, s.base, s.base+arch.HdrSize)

@@ -111,7 +111,7 @@ func spawnExec(o *SpawnOptions) (int, error) {
 	}
 	// The child is past its exec, or has ended; what it wrote into shared memory says which.
 	res := newResults(p)
-	res.collect(p.layout(0, p.Len()), mem)
+	res.collect(p.whole(), mem)
 	if v, ran := res.Raw(exec); ran {
 		ptrace.Wait(pid)
 		return 0, res.callError(pid, exec.index, v)
@@ -281,13 +281,10 @@ func takeOver(pid int, o *SpawnOptions) (*Session, error) {
 	if err := ptrace.GetRegs(pid, &th.Regs); err != nil {
 		return nil, err
 	}
-	if err := ptrace.SetSigMask(pid, ^uint64(0)); err != nil {
-		return nil, err
-	}
 	s := &Session{area: Area{o.Hole.Start, AreaSize(max(o.Slots, 1), o.slotSize())}, restored: true}
 	s.leader = &Slot{session: s, thread: th}
-	at := o.stub() + stubHeader + uint64(arch.SyscallOffset())
-	addr, err := remoteCall(th, at, unix.SYS_MMAP, s.area.Start, s.area.Size, unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC,
+	s.instr = o.stub() + stubHeader + uint64(arch.SyscallOffset())
+	addr, err := s.remoteCall(unix.SYS_MMAP, s.area.Start, s.area.Size, unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED_NOREPLACE, ^uint64(0), 0)
 	switch {
 	case err != nil:

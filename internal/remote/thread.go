@@ -79,14 +79,16 @@ func (t *Thread) leaveCriticalSection() error {
 	return nil
 }
 
-// taskStatus is what the engine has to know of a task from /proc/PID/status.
-type taskStatus struct {
-	caught, pending uint64 // signals with a handler; pending ones, the thread's and the group's
-	ignored         uint64
-	seccomp         int // 0 none, 1 strict, 2 filters
+// TaskStatus is what the engine has to know of a task from /proc/PID/status, read while the task is stopped.
+type TaskStatus struct {
+	SigCaught  uint64 // signals with a handler, bit n-1 for signal n
+	SigIgnored uint64
+	SigPending uint64 // the thread's own and the group's
+	Seccomp    int    // 0 none, 1 strict, 2 filters
 }
 
-func readStatus(tid int) (s taskStatus, err error) {
+// ReadTaskStatus reads the status of a stopped thread.
+func ReadTaskStatus(tid int) (s TaskStatus, err error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
 	if err != nil {
 		return s, err
@@ -95,15 +97,15 @@ func readStatus(tid int) (s taskStatus, err error) {
 		key, value, _ := bytes.Cut(bytes.TrimRight(line, "\n"), []byte(":\t"))
 		switch string(key) {
 		case "SigCgt":
-			s.caught, err = strconv.ParseUint(string(value), 16, 64)
+			s.SigCaught, err = strconv.ParseUint(string(value), 16, 64)
 		case "SigIgn":
-			s.ignored, err = strconv.ParseUint(string(value), 16, 64)
+			s.SigIgnored, err = strconv.ParseUint(string(value), 16, 64)
 		case "SigPnd", "ShdPnd":
 			var v uint64
 			v, err = strconv.ParseUint(string(value), 16, 64)
-			s.pending |= v
+			s.SigPending |= v
 		case "Seccomp":
-			s.seccomp, err = strconv.Atoi(string(value))
+			s.Seccomp, err = strconv.Atoi(string(value))
 		}
 		if err != nil {
 			return s, fmt.Errorf("/proc/%d/status: %w", tid, err)
