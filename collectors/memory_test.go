@@ -181,7 +181,7 @@ func TestMemory(t *testing.T) {
 	}
 	var stats MemoryStats
 	own := &pageList{}
-	if err := m.DumpPages(context.Background(), task, own, &stats); err != nil {
+	if err := m.DumpPages(context.Background(), task, own, &stats, nil); err != nil {
 		t.Fatal(err)
 	}
 	objects := map[uint64]*pageList{}

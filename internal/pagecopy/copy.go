@@ -44,6 +44,7 @@ type Range struct {
 // Stats counts what was done. It may be read at any time.
 type Stats struct {
 	Written atomic.Uint64 // pages whose bytes were stored
+	Self    atomic.Uint64 // of them, pages that the source wrote by itself
 	Zero    atomic.Uint64 // pages that were left out because they were zero
 }
 
@@ -53,6 +54,15 @@ const (
 	maxRanges = 1024      // IOV_MAX of Linux
 )
 
+// buffer is the batch's memory, made on first use.
+func (b *batch) buffer() []byte {
+	if b.buf == nil {
+		b.buf = make([]byte, batchSize)
+		b.iov = make([][]byte, 0, maxRanges)
+	}
+	return b.buf
+}
+
 // Workers is how many workers a Copier has if it is not told: what one file can make use of.
 func Workers() int { return min(2, runtime.GOMAXPROCS(0)) }
 
@@ -61,6 +71,7 @@ type Copier struct {
 	src   Source
 	dst   Dest
 	file  *os.File // dst's, nil: bytes go through Write
+	self  Self     // nil: workers read everything
 	stats *Stats
 
 	group *errgroup.Group
@@ -76,6 +87,7 @@ var batches = sync.Pool{New: func() any { return &batch{} }}
 
 // batch is what a worker does at a time.
 type batch struct {
+	self   bool // the source writes it
 	ranges []Range
 	bytes  int
 	buf    []byte
@@ -107,19 +119,40 @@ func New(ctx context.Context, src Source, dst Dest, workers int, stats *Stats) *
 // Put adds a range behind all that came before. An error is that of the whole copy.
 func (c *Copier) Put(r Range) error {
 	for r.Len > 0 {
+		n, self := c.cut(r)
+		if err := c.put(Range{r.Addr, n, r.Flags, r.KeepZero, r.Force}, self); err != nil {
+			return err
+		}
+		r.Addr, r.Len = r.Addr+n, r.Len-n
+	}
+	return nil
+}
+
+// put adds a range to batches for the source, or for the workers.
+func (c *Copier) put(r Range, self bool) error {
+	limit := batchSize
+	if self {
+		limit = selfBatch
+	}
+	for r.Len > 0 {
+		if c.cur != nil && c.cur.self != self {
+			if err := c.send(); err != nil {
+				return err
+			}
+		}
 		if c.cur == nil {
 			select {
 			case c.cur = <-c.free:
-				c.cur.ranges, c.cur.bytes = c.cur.ranges[:0], 0
+				c.cur.ranges, c.cur.bytes, c.cur.self = c.cur.ranges[:0], 0, self
 			case <-c.ctx.Done():
 				return c.fail()
 			}
 		}
-		n := min(r.Len, uint64(batchSize-c.cur.bytes))
+		n := min(r.Len, uint64(limit-c.cur.bytes))
 		c.cur.ranges = append(c.cur.ranges, Range{r.Addr, n, r.Flags, r.KeepZero, r.Force})
 		c.cur.bytes += int(n)
 		r.Addr, r.Len = r.Addr+n, r.Len-n
-		if c.cur.bytes == batchSize || len(c.cur.ranges) == maxRanges {
+		if c.cur.bytes == limit || len(c.cur.ranges) == maxRanges {
 			if err := c.send(); err != nil {
 				return err
 			}
@@ -172,7 +205,11 @@ func (c *Copier) run() error {
 			if !ok {
 				return nil
 			}
-			if err := c.move(b); err != nil {
+			move := c.move
+			if b.self {
+				move = c.moveSelf
+			}
+			if err := move(b); err != nil {
 				return err
 			}
 			c.free <- b
@@ -184,18 +221,12 @@ func (c *Copier) run() error {
 
 // move reads a batch, announces what of it is stored, and writes that.
 func (c *Copier) move(b *batch) error {
-	if b.buf == nil {
-		b.buf = make([]byte, batchSize)
-		b.iov = make([][]byte, 0, maxRanges)
-	}
-	buf := b.buf[:b.bytes]
+	buf := b.buffer()[:b.bytes]
 	if err := c.src.ReadPages(b.ranges, buf); err != nil {
 		return err
 	}
-	select {
-	case <-b.before:
-	case <-c.ctx.Done():
-		return context.Cause(c.ctx)
+	if err := c.await(b); err != nil {
+		return err
 	}
 	kept, err := c.announce(b, buf)
 	if err != nil {
@@ -210,6 +241,16 @@ func (c *Copier) move(b *batch) error {
 		return nil
 	}
 	return writeAll(c.file, b.iov, off)
+}
+
+// await waits until all batches before have their places.
+func (c *Copier) await(b *batch) error {
+	select {
+	case <-b.before:
+		return nil
+	case <-c.ctx.Done():
+		return context.Cause(c.ctx)
+	}
 }
 
 // announce tells the destination the runs that are stored. Their bytes are collected in b.iov, or follow each run at

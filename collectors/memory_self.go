@@ -1,0 +1,159 @@
+package collectors
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+
+	"cryo/internal/pagecopy"
+	"cryo/internal/procfs"
+	"cryo/internal/remote"
+
+	"golang.org/x/sys/unix"
+)
+
+// selfWriter lets a task write its own pages into the pages file: one program opens the file, writes and closes it, so
+// that nothing is left open in the task should the tool die on the way; it then finishes that one write and goes on.
+//
+// The file is opened by the tool's link in /proc, which takes a task that sees the tool's /proc and may open it. The
+// task's memory cgroup is charged for page cache it makes, its limits of file size apply, and its seccomp rules come
+// back into force when the tool dies: where any of these matters the tool does all the reading and writing.
+type selfWriter struct {
+	*pagecopy.Task
+	task  *Task
+	trace func(func() error) error // runs ptrace calls on the tracer's thread
+}
+
+// newSelfWriter returns nil if the task may or should not write by itself.
+func newSelfWriter(src *pagecopy.Task, t *Task, trace func(func() error) error) (*selfWriter, error) {
+	if trace == nil || t.Session == nil || !t.Session.CrashSafe() || t.Status == nil || t.Status.Seccomp != 0 {
+		return nil, nil
+	}
+	limits, err := t.Proc.Limits()
+	if err != nil || limits[unix.RLIMIT_FSIZE].Cur != procfs.Infinity {
+		return nil, err
+	}
+	same, err := seesSameProc(t)
+	if err != nil || !same {
+		return nil, err
+	}
+	free, err := cgroupUnlimited(t)
+	if err != nil || !free {
+		return nil, err
+	}
+	return &selfWriter{src, t, trace}, nil
+}
+
+// seesSameProc says whether /proc/PID means the same to the task and to the tool.
+func seesSameProc(t *Task) (bool, error) {
+	for _, ns := range []string{"ns/pid", "ns/mnt", "ns/user"} {
+		theirs, err := t.Proc.Readlink(ns)
+		if err != nil {
+			return false, err
+		}
+		if own, err := os.Readlink("/proc/self/" + ns); err != nil || own != theirs {
+			return false, err
+		}
+	}
+	for _, proc := range []func() (string, error){
+		func() (string, error) { return t.Proc.Readlink("root") },
+		func() (string, error) { return os.Readlink("/proc/self/root") },
+	} {
+		if root, err := proc(); err != nil || root != "/" {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// WritePages runs the program. A failure of any kind is no error: what is missing is written by the tool.
+func (w *selfWriter) WritePages(f *os.File, ranges []pagecopy.Range, off int64) int64 {
+	iov := make([]byte, 0, 16*len(ranges))
+	for _, r := range ranges {
+		iov = binary.NativeEndian.AppendUint64(iov, r.Addr)
+		iov = binary.NativeEndian.AppendUint64(iov, r.Len)
+	}
+	b := remote.NewBuilder("write pages")
+	fd := b.Call(unix.SYS_OPENAT, remote.Imm(unix.AT_FDCWD), b.String(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())),
+		remote.Imm(unix.O_WRONLY|unix.O_CLOEXEC), remote.Imm(0)).Must()
+	written := b.Call(unix.SYS_PWRITEV, fd, b.Bytes(iov), remote.Imm(len(ranges)), remote.Imm(off), remote.Imm(0))
+	b.Call(unix.SYS_CLOSE, fd)
+	program := b.Program()
+	var n int64
+	err := w.trace(func() error {
+		res, err := w.task.Session.Run(program)
+		if err == nil {
+			n, err = res.Value(written)
+		}
+		return err
+	})
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// cgroupUnlimited says whether page cache that the task makes is charged to nobody who has a limit that the tool has
+// not: it is in the tool's memory cgroup, or in one without limits up to the root.
+func cgroupUnlimited(t *Task) (bool, error) {
+	theirs, err := t.Proc.Read("cgroup")
+	if err != nil {
+		return false, err
+	}
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return false, err
+	}
+	for line := range strings.Lines(string(theirs)) {
+		field := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(field) != 3 || strings.Contains("\n"+string(own), "\n"+line) {
+			continue
+		}
+		var free bool
+		switch {
+		case field[0] == "0" && field[1] == "":
+			free, err = noLimit("/sys/fs/cgroup", field[2], "memory.max", "max")
+		case hasController(field[1], "memory"):
+			free, err = noLimit("/sys/fs/cgroup/memory", field[2], "memory.limit_in_bytes", noLimitV1)
+		default:
+			continue
+		}
+		if err != nil || !free {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// noLimitV1 is what cgroup v1 says of a group without a limit: the largest multiple of the page size.
+const noLimitV1 = "9223372036854771712"
+
+func hasController(list, name string) bool {
+	for c := range strings.SplitSeq(list, ",") {
+		if c == name {
+			return true
+		}
+	}
+	return false
+}
+
+// noLimit looks at a group and all above it. Where the hierarchy is not to be found at root, nothing is known.
+func noLimit(root, group, file, unlimited string) (bool, error) {
+	for ; group != "/" && group != "."; group = path.Dir(group) {
+		b, err := os.ReadFile(path.Join(root, group, file))
+		if errors.Is(err, fs.ErrNotExist) {
+			if _, err := os.Stat(path.Join(root, group)); err == nil {
+				continue // the memory controller is not enabled for this group
+			}
+			return false, nil
+		}
+		if err != nil || strings.TrimSpace(string(b)) != unlimited {
+			return false, err
+		}
+	}
+	return true, nil
+}
