@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"cryo/collectors"
+	"cryo/internal/objid"
 	"cryo/internal/procfs"
 	"cryo/internal/ptrace"
 
@@ -190,37 +191,58 @@ func (f *freezer) denied(t *collectors.Task, tid int) error {
 
 // awaitAll waits for every thread that was interrupted.
 func (f *freezer) awaitAll(ctx context.Context) error {
-	for _, t := range f.tasks {
-		for i := 0; i < len(t.Threads); i++ {
-			th := t.Threads[i]
-			if f.stopped[th.Tid] {
-				continue
-			}
-			status, err := f.await(ctx, th.Tid)
-			if errors.Is(err, unix.ESRCH) {
-				t.Threads = slices.Delete(t.Threads, i, i+1)
-				i--
-				continue
-			}
+	for again := true; again; {
+		again = false
+		for _, t := range f.tasks {
+			waited, err := f.awaitTask(ctx, t)
 			if err != nil {
 				return err
 			}
-			f.stopped[th.Tid] = true
-			if sig := status.StopSignal(); sig != syscall.SIGTRAP {
-				t.State, t.StopSignal = collectors.Stopped, int(sig)
-			}
-		}
-		if len(t.Threads) == 0 && t.State != collectors.Dead {
-			if err := f.reexamine(t); err != nil {
-				return err
-			}
+			again = again || waited
 		}
 	}
 	return nil
 }
 
+// awaitTask waits for the threads of a task that have not stopped yet; it says whether there were any.
+func (f *freezer) awaitTask(ctx context.Context, t *collectors.Task) (waited bool, err error) {
+	for i := 0; i < len(t.Threads); i++ {
+		th := t.Threads[i]
+		if f.stopped[th.Tid] {
+			continue
+		}
+		waited = true
+		status, err := f.await(ctx, t, th.Tid)
+		if errors.Is(err, unix.ESRCH) {
+			t.Threads = slices.Delete(t.Threads, i, i+1)
+			i--
+			continue
+		}
+		if err != nil {
+			return waited, err
+		}
+		f.stopped[th.Tid] = true
+		if sig := status.StopSignal(); sig != syscall.SIGTRAP {
+			t.State, t.StopSignal = collectors.Stopped, int(sig)
+		}
+	}
+	if len(t.Threads) == 0 && t.State != collectors.Dead {
+		return waited, f.reexamine(t)
+	}
+	return waited, nil
+}
+
+// vforkPatience is after what time a thread that does not stop is suspected to wait for a vfork child.
+const vforkPatience = 2 * time.Millisecond
+
 // await waits for one thread. Signals that are delivered before the stop are handed on.
-func (f *freezer) await(ctx context.Context, tid int) (ptrace.Status, error) {
+func (f *freezer) await(ctx context.Context, t *collectors.Task, tid int) (ptrace.Status, error) {
+	released := map[int]bool{}
+	defer func() {
+		for child := range released {
+			ptrace.Interrupt(child) // one that has ended is found out by its own await
+		}
+	}()
 	pause := 20 * time.Microsecond
 	for {
 		status, ok, err := ptrace.Poll(tid)
@@ -244,7 +266,37 @@ func (f *freezer) await(ctx context.Context, tid int) (ptrace.Status, error) {
 			return status, fmt.Errorf("thread %d does not stop (it may be in uninterruptible sleep): try again later, or give more time with --timeout", tid)
 		}
 		time.Sleep(pause)
-		pause = min(2*pause, 5*time.Millisecond)
+		if pause = 2 * pause; pause > vforkPatience {
+			pause = vforkPatience
+			f.releaseVfork(t, released)
+		}
+	}
+}
+
+// releaseVfork lets the vfork children of a task run. Until such a child calls exec or exits its parent sleeps where no
+// interrupt reaches it. Those let go are added to the set; they are interrupted again when the parent has stopped.
+func (f *freezer) releaseVfork(t *collectors.Task, released map[int]bool) {
+	for _, child := range t.Children {
+		for _, th := range child.Threads {
+			if !released[th.Tid] {
+				same, err := objid.Same(objid.VM, objid.Ref{Pid: t.Pid}, objid.Ref{Pid: child.Pid})
+				if err != nil || !same {
+					break
+				}
+			}
+			if !f.stopped[th.Tid] {
+				// Its interrupt may still be on the way.
+				if s, ok, err := ptrace.Poll(th.Tid); err != nil || !ok || s.Gone() {
+					continue
+				} else if stopped, err := settle(s); !stopped || err != nil {
+					continue
+				}
+			}
+			if ptrace.Cont(th.Tid, 0) == nil {
+				f.stopped[th.Tid] = false
+				released[th.Tid] = true
+			}
+		}
 	}
 }
 

@@ -40,3 +40,9 @@ func order(typ Type, a, b Ref) (int, error) {
 	}
 	return 0, fmt.Errorf("kcmp of tasks %d and %d: the kernel gives no order", a.Pid, b.Pid)
 }
+
+// Same says whether two tasks use the same object.
+func Same(typ Type, a, b Ref) (bool, error) {
+	c, err := order(typ, a, b)
+	return c == 0, err
+}
