@@ -48,7 +48,8 @@ type restorer struct {
 	scripts *actions.Runner
 	tracer  *ptrace.Tracer
 	stats   stats.Restore
-	root    int // pid of the restored root as the tool sees it
+	root    int   // pid of the restored root as the tool sees it
+	made    []int // pids of all processes that exist; touched on the tracer's thread only
 }
 
 func newRestorer(o *options.Options) (*restorer, error) {

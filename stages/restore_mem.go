@@ -30,6 +30,9 @@ func (r *restorer) restoreMem(s *pipeline.Stage, f *family) (*family, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := f.memfds.Seal(); err != nil {
+		return nil, err
+	}
 	for _, c := range f.cleanup {
 		if err := c(); err != nil {
 			return nil, err

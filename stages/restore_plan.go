@@ -22,6 +22,7 @@ type restorePlan struct {
 	layouts map[*restorers.Node]*restorers.Layout
 	spaces  map[*restorers.Node]*restorers.Space
 	shmem   map[uint64]*restorers.Shmem
+	memfds  *restorers.Memfds
 	files   *restorers.FilePlan
 	paths   *restorers.Paths
 	remaps  *restorers.Remaps
@@ -38,10 +39,11 @@ const (
 )
 
 // fdKinds says who restores which type of descriptor.
-func fdKinds() map[fdinfo.FdTypes]restorers.Restorer {
+func (p *restorePlan) fdKinds() map[fdinfo.FdTypes]restorers.Restorer {
 	return map[fdinfo.FdTypes]restorers.Restorer{
-		fdinfo.FdTypes_REG:  restorers.RegFile{},
-		fdinfo.FdTypes_PIPE: restorers.Pipe{},
+		fdinfo.FdTypes_REG:   restorers.RegFile{},
+		fdinfo.FdTypes_PIPE:  restorers.Pipe{},
+		fdinfo.FdTypes_MEMFD: restorers.Memfd{Files: p.memfds},
 	}
 }
 
@@ -61,6 +63,9 @@ func (r *restorer) plan(_ *pipeline.Stage, set *restorers.Set) (*restorePlan, er
 	opt := &restorers.FileOptions{SizeOnly: r.o.FileValidation == options.ValidateFileSize, SkipModeBits: r.o.SkipFileRWXCheck}
 	p.paths = restorers.NewPaths(set, opt)
 	p.remaps = restorers.NewRemaps(p.paths)
+	if p.memfds, err = restorers.NewMemfds(set); err != nil {
+		return nil, err
+	}
 	for _, t := range set.Tasks {
 		if t.Dead() {
 			continue
@@ -69,7 +74,7 @@ func (r *restorer) plan(_ *pipeline.Stage, set *restorers.Set) (*restorePlan, er
 			return nil, err
 		}
 	}
-	if p.files, err = restorers.PlanFiles(set, p.tree, fdKinds(), p.paths, opt); err != nil {
+	if p.files, err = restorers.PlanFiles(set, p.tree, p.fdKinds(), p.paths, opt); err != nil {
 		return nil, err
 	}
 	return p, p.room()

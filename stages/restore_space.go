@@ -9,6 +9,7 @@ import (
 	"cryo/pipeline"
 	"cryo/restorers"
 
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
@@ -109,6 +110,10 @@ func (f *family) emitMap(m *member, b *remote.Builder) error {
 		key := [2]uint64{id, uint64(flags)}
 		if fd, ok := opened[key]; ok {
 			return fd, nil
+		}
+		if f.set.Files[uint32(id)].GetType() == fdinfo.FdTypes_MEMFD {
+			opened[key] = f.memfds.EmitOpen(b, uint32(id), flags)
+			return opened[key], nil
 		}
 		fd, err := f.paths.EmitOpen(b, uint32(id), flags)
 		opened[key] = fd

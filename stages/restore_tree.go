@@ -54,6 +54,9 @@ func (r *restorer) forkTree(s *pipeline.Stage, p *restorePlan) (*family, error) 
 	if err != nil {
 		return nil, err
 	}
+	if err := p.memfds.Prepare(s.Context()); err != nil {
+		return nil, err
+	}
 	root, err := r.spawn(s, p)
 	if err != nil {
 		return nil, err
@@ -65,7 +68,7 @@ func (r *restorer) forkTree(s *pipeline.Stage, p *restorePlan) (*family, error) 
 		var next []*member
 		err := r.tracer.Do(func() error {
 			for _, m := range level {
-				children, err := f.fork(m)
+				children, err := r.fork(f, m)
 				if err != nil {
 					return fmt.Errorf("%s: %w", m.Node, err)
 				}
@@ -92,7 +95,7 @@ func (r *restorer) forkTree(s *pipeline.Stage, p *restorePlan) (*family, error) 
 func (r *restorer) spawn(s *pipeline.Stage, p *restorePlan) (*member, error) {
 	m := &member{Node: p.tree.Root}
 	// What dies with the tool need not be undone if the tool is killed; if a stage fails, its tasks go first.
-	if _, err := s.Undo().Push("kill the tasks made so far", 0, func(context.Context) error { return r.kill(m) }); err != nil {
+	if _, err := s.Undo().Push("kill the tasks made so far", 0, func(context.Context) error { return r.kill() }); err != nil {
 		return nil, err
 	}
 	o := remote.SpawnOptions{TID: []int{m.ID}, Hole: p.hole, Slots: restoreSlots, SlotSize: restoreSlotSize}
@@ -109,22 +112,30 @@ func (r *restorer) spawn(s *pipeline.Stage, p *restorePlan) (*member, error) {
 		return nil, err
 	}
 	r.root = m.PID()
+	r.made = append(r.made, r.root)
 	r.scripts.SetInit(r.root)
 	return m, nil
 }
 
-// kill ends the tree: the tracer's end takes every task with it.
-func (r *restorer) kill(root *member) error {
-	r.tracer.Close()
-	if root.session != nil {
-		var ws unix.WaitStatus
-		unix.Wait4(root.PID(), &ws, unix.WALL, nil)
-	}
-	return nil
+// kill ends all tasks made so far and waits until they are gone, so that their pids are free again.
+func (r *restorer) kill() error {
+	return r.tracer.Do(func() error {
+		for _, pid := range r.made {
+			unix.Kill(pid, unix.SIGKILL)
+		}
+		for _, pid := range r.made {
+			for {
+				if st, err := ptrace.Wait(pid); err != nil || st.Gone() {
+					break
+				}
+			}
+		}
+		return nil
+	})
 }
 
 // fork makes the children of a member, those born in its old session first.
-func (f *family) fork(m *member) ([]*member, error) {
+func (r *restorer) fork(f *family, m *member) ([]*member, error) {
 	var children []*member
 	clone := func(nodes []*restorers.Node) error {
 		if len(nodes) == 0 {
@@ -136,7 +147,9 @@ func (f *family) fork(m *member) ([]*member, error) {
 		}
 		sessions, err := m.session.CloneAll(list)
 		for i, s := range sessions {
-			children = append(children, &member{Node: nodes[i], session: s})
+			c := &member{Node: nodes[i], session: s}
+			children = append(children, c)
+			r.made = append(r.made, c.PID())
 		}
 		return err
 	}
