@@ -71,15 +71,19 @@ func findEngines(pid int) ([]Area, error) {
 	want := arch.Code()
 	var areas []Area
 	page := make([]byte, arch.BlobPage)
-	for _, m := range maps {
-		if m.Perms != "rwxp" || m.Ino != 0 || m.Name != "" {
+	for i, m := range maps {
+		if m.Perms != "rwxp" && m.Perms != "r-xp" || m.Ino != 0 || m.Name != "" {
 			continue
+		}
+		end := m.End
+		if m.Perms == "r-xp" && i+1 < len(maps) && maps[i+1].Start == end { // see Session.mapArea
+			end = maps[i+1].End
 		}
 		for at := m.Start; at+arch.BlobPage <= m.End; at += arch.BlobPage {
 			if ptrace.ReadMemory(pid, at, page) != nil || !bytes.HasPrefix(page, want) || le.Uint64(page[labelOffset:]) != labelMagic {
 				continue
 			}
-			if size := le.Uint64(page[labelOffset+8:]); size <= m.End-at {
+			if size := le.Uint64(page[labelOffset+8:]); size <= end-at {
 				areas = append(areas, Area{at, size})
 			}
 		}

@@ -21,6 +21,7 @@ type Session struct {
 	free   []buffer
 	status TaskStatus
 
+	split    bool // the interpreter's page is not writable
 	restored bool // made by Spawn: there is no work of its own to go back to
 }
 
@@ -84,18 +85,54 @@ func Inject(leader *Thread, o Options) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	addr, err := p.remoteCall(unix.SYS_MMAP, 0, p.area.Size, unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC,
-		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS, ^uint64(0), 0)
-	if err == nil && errnoOf(addr) != 0 {
-		err = fmt.Errorf("map %d bytes in task %d: %w", p.area.Size, leader.TID, errnoOf(addr))
-	}
-	if err != nil {
+	if err := p.mapArea(); err != nil {
+		if p.area.Start != 0 {
+			return nil, errors.Join(err, p.Eject())
+		}
 		return nil, errors.Join(err, restoreThread(leader))
 	}
-	if err := p.settle(uint64(addr), o); err != nil {
+	if err := p.settle(o); err != nil {
 		return nil, errors.Join(err, p.Eject())
 	}
 	return p, nil
+}
+
+// mapArea makes the mapping of the engine. A task that has forbidden itself memory which is writable and executable
+// (PR_SET_MDWE, kernel 6.3) gets the interpreter in a page that is only executable; the tracer can write to it.
+func (s *Session) mapArea() error {
+	addr, err := s.remoteMmap(unix.PROT_READ | unix.PROT_WRITE | unix.PROT_EXEC)
+	if errors.Is(err, unix.EACCES) {
+		s.split = true
+		addr, err = s.remoteMmap(unix.PROT_READ | unix.PROT_EXEC)
+	}
+	s.area.Start, s.code = addr, addr
+	if err != nil || !s.split {
+		return err
+	}
+	ret, err := s.remoteCall(unix.SYS_MPROTECT, addr+arch.BlobPage, s.area.Size-arch.BlobPage, unix.PROT_READ|unix.PROT_WRITE)
+	if err == nil && ret != 0 {
+		err = fmt.Errorf("make the engine's memory in task %d writable: %w", s.leader.thread.TID, errnoOf(ret))
+	}
+	return err
+}
+
+// remoteMmap maps the area where it belongs in a restored task, anywhere in others.
+func (s *Session) remoteMmap(prot uint64) (uint64, error) {
+	flags := uint64(unix.MAP_PRIVATE | unix.MAP_ANONYMOUS)
+	if s.restored {
+		flags |= unix.MAP_FIXED_NOREPLACE
+	}
+	addr, err := s.remoteCall(unix.SYS_MMAP, s.area.Start, s.area.Size, prot, flags, ^uint64(0), 0)
+	if err != nil {
+		return 0, err
+	}
+	if errno := errnoOf(addr); errno != 0 {
+		return 0, fmt.Errorf("map %d bytes in task %d: %w", s.area.Size, s.leader.thread.TID, errno)
+	}
+	if s.restored && uint64(addr) != s.area.Start { // a kernel before 4.17 takes the address for a hint
+		return 0, fmt.Errorf("map the engine at %#x in task %d: %w", s.area.Start, s.leader.thread.TID, unix.EEXIST)
+	}
+	return uint64(addr), nil
 }
 
 // prepare decides everything that can be decided before the task is touched, and blocks its signals.
@@ -133,9 +170,8 @@ func (s *Session) adopt(t *Thread, options int) error {
 	return nil
 }
 
-// settle makes the fresh mapping at addr a session: code, free slots, the leader's slot.
-func (s *Session) settle(addr uint64, o Options) error {
-	s.area.Start, s.code = addr, addr
+// settle fills the fresh mapping: code, free slots, the leader's slot.
+func (s *Session) settle(o Options) error {
 	if err := s.writeCode(); err != nil {
 		return err
 	}
@@ -145,7 +181,7 @@ func (s *Session) settle(addr uint64, o Options) error {
 	}
 	size = alignUp(size, 64)
 	for i := range max(o.Slots, 1) {
-		frame := addr + arch.BlobPage + uint64(i*slotStride(size))
+		frame := s.area.Start + arch.BlobPage + uint64(i*slotStride(size))
 		s.free = append(s.free, buffer{frame: frame, base: frame + uint64(frameSize()), size: size})
 	}
 	s.take(s.leader)
@@ -156,7 +192,7 @@ func (s *Session) settle(addr uint64, o Options) error {
 }
 
 func (s *Session) writeCode() error {
-	if arch.NeedsICacheFlush {
+	if arch.NeedsICacheFlush || s.split {
 		return ptrace.PokeMemory(s.leader.thread.TID, s.code, labelledCode(s.area.Size))
 	}
 	return ptrace.WriteMemory(s.leader.thread.TID, s.code, labelledCode(s.area.Size))
@@ -271,45 +307,30 @@ func restoreThread(t *Thread) error {
 // remoteCall makes one system call in the leader, at the session's system call instruction.
 //
 // It ends in a stop from which the kernel restarts the system call the thread was interrupted in, once its registers are
-// back: a stop on the way to user mode. The stop at the exit of a system call is none, that of a single step is. But the
-// signal a single step raises is a forced one: it resets the task's action for SIGTRAP if that is ignored, and one that is
-// pending already would be taken for it. Then the thread is interrupted during the call instead, at the cost of a stop
-// more.
+// back: an interrupt on the way to user mode, asked for while the thread stands at the entry of the call. The stop at the
+// exit of the call would not do. A single step would, but it leaves the thread in stepping mode, which kills it if the
+// tracer dies before it is let go, and its signal is a forced one that resets an ignored SIGTRAP.
 func (s *Session) remoteCall(nr uint64, args ...uint64) (int64, error) {
 	t := s.leader.thread
 	r := t.Regs.SetupCall(s.instr, nr, args...)
 	if err := ptrace.SetRegs(t.TID, &r); err != nil {
 		return 0, err
 	}
-	const trap = uint64(1) << (syscall.SIGTRAP - 1)
-	call, mask := singleStep, ^trap
-	if !s.restored && (s.status.SigIgnored|s.status.SigPending)&trap != 0 {
-		call, mask = interruptedCall, ^uint64(0)
-	}
-	if err := ptrace.SetSigMask(t.TID, mask); err != nil {
+	if err := ptrace.SetSigMask(t.TID, ^uint64(0)); err != nil {
 		return 0, err
 	}
-	if err := call(t.TID); err != nil {
+	if err := resumeUntil(t.TID, ptrace.Syscall, ptrace.Status.SyscallStop); err != nil {
+		return 0, err
+	}
+	if err := ptrace.Interrupt(t.TID); err != nil {
+		return 0, err
+	}
+	interrupted := func(st ptrace.Status) bool { return st.Event() == ptrace.EventStop }
+	if err := resumeUntil(t.TID, ptrace.Cont, interrupted); err != nil {
 		return 0, err
 	}
 	err := ptrace.GetRegs(t.TID, &r)
 	return r.SyscallResult(), err
-}
-
-func singleStep(tid int) error {
-	return resumeUntil(tid, ptrace.SingleStep, func(st ptrace.Status) bool {
-		return st.Event() == 0 && st.StopSignal() == syscall.SIGTRAP
-	})
-}
-
-func interruptedCall(tid int) error {
-	if err := resumeUntil(tid, ptrace.Syscall, ptrace.Status.SyscallStop); err != nil {
-		return err
-	}
-	if err := ptrace.Interrupt(tid); err != nil {
-		return err
-	}
-	return resumeUntil(tid, ptrace.Cont, func(st ptrace.Status) bool { return st.Event() == ptrace.EventStop })
 }
 
 // resumeUntil resumes a thread until it has the stop wanted. Stop signals take effect on the way.

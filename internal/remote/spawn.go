@@ -284,21 +284,16 @@ func takeOver(pid int, o *SpawnOptions) (*Session, error) {
 	s := &Session{area: Area{o.Hole.Start, AreaSize(max(o.Slots, 1), o.slotSize())}, restored: true}
 	s.leader = &Slot{session: s, thread: th}
 	s.instr = o.stub() + stubHeader + uint64(arch.SyscallOffset())
-	addr, err := s.remoteCall(unix.SYS_MMAP, s.area.Start, s.area.Size, unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC,
-		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED_NOREPLACE, ^uint64(0), 0)
-	switch {
-	case err != nil:
+	if err := s.mapArea(); err != nil {
 		return nil, err
-	case uint64(addr) != s.area.Start:
-		return nil, fmt.Errorf("map the engine at %#x: %w", s.area.Start, errnoOf(addr))
 	}
 	s.instr = s.area.Start + uint64(arch.SyscallOffset())
-	if err := s.settle(s.area.Start, Options{SlotSize: o.SlotSize, Slots: o.Slots}); err != nil {
+	if err := s.settle(Options{SlotSize: o.SlotSize, Slots: o.Slots}); err != nil {
 		return nil, err
 	}
 	b := NewBuilder("drop the restorer's executable")
 	b.Call(unix.SYS_MUNMAP, Imm(o.stub()), Imm(uint64(stubSize))).Must()
-	_, err = s.Run(b.Program())
+	_, err := s.Run(b.Program())
 	return s, err
 }
 
