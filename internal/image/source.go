@@ -82,13 +82,15 @@ func (d *Dir) Open(name string) (io.ReadCloser, error) {
 }
 
 // OpenFile is Open with the file itself and its size.
-func (d *Dir) OpenFile(name string) (*os.File, int64, error) {
+func (d *Dir) OpenFile(name string) (*os.File, int64, error) { return d.openFile(name, unix.O_RDONLY) }
+
+func (d *Dir) openFile(name string, mode int) (*os.File, int64, error) {
 	if err := CheckName(name); err != nil {
 		return nil, 0, err
 	}
 	// O_NONBLOCK: a FIFO planted under the name must not hang the open. It means nothing to a regular file,
 	// but a task may inherit the descriptor, so it is taken off again.
-	fd, err := unix.Openat(int(d.dir.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(int(d.dir.Fd()), name, mode|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err == unix.ELOOP {
 		return nil, 0, &fs.PathError{Op: "open", Path: d.join(name), Err: errors.New("is a symbolic link, which is not followed in an image set")}
 	}
@@ -132,6 +134,28 @@ func (d *Dir) OpenPages(id uint32) (*Pages, error) {
 		return nil, err
 	}
 	return &Pages{File: f, Size: size}, nil
+}
+
+// OpenPagesToPunch opens a pages file for those who take pages out of it that nobody needs any more: it can be
+// written.
+func (d *Dir) OpenPagesToPunch(id uint32) (*Pages, error) {
+	f, size, err := d.openFile(PagesFile(id), unix.O_RDWR)
+	if err != nil {
+		return nil, err
+	}
+	return &Pages{File: f, Size: size}, nil
+}
+
+// Names lists the files of the directory.
+func (d *Dir) Names() ([]string, error) {
+	// Another open file, for its own read position.
+	fd, err := unix.Openat(int(d.dir.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: d.path, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), d.path)
+	defer f.Close()
+	return f.Readdirnames(-1)
 }
 
 // Parent follows the link named parent, the only one there may be in a set. Whoever owns a set may point it at

@@ -1,0 +1,159 @@
+package sinks
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"slices"
+
+	"cryo/internal/image"
+
+	"golang.org/x/sys/unix"
+)
+
+// Dedup takes out of the sets that set builds on the pages that it has itself: nobody will read them there any more.
+// The files keep their size and get holes (FALLOC_FL_PUNCH_HOLE). It returns the number of bytes given back.
+//
+// The older sets cannot be restored by themselves afterwards, so it is for a set that is complete: a dump with
+// --auto-dedup does it after its Commit and not page by page, or a dump that fails would take the older sets with it.
+func Dedup(set *image.Dir) (int64, error) {
+	names, err := set.Names()
+	if err != nil {
+		return 0, err
+	}
+	slices.Sort(names)
+	var freed int64
+	for _, name := range names {
+		for _, kind := range []image.PagemapKind{image.TaskPages, image.ShmemPages} {
+			var id uint64
+			if n, _ := fmt.Sscanf(name, kind.Kind().Pattern, &id); n != 1 || name != kind.Kind().File(id) {
+				continue
+			}
+			n, err := dedupObject(set, kind, id)
+			freed += n
+			if err != nil {
+				return freed, err
+			}
+		}
+	}
+	return freed, nil
+}
+
+// dedupObject does it for one object, in all generations that have it.
+func dedupObject(set *image.Dir, kind image.PagemapKind, id uint64) (int64, error) {
+	newest, err := image.ReadPagemap(set, kind, id)
+	if err != nil {
+		return 0, err
+	}
+	defer newest.Close()
+	older, err := openGenerations(set, kind, id)
+	defer func() {
+		for _, g := range older {
+			g.close()
+		}
+	}()
+	if err != nil {
+		return 0, err
+	}
+	var freed int64
+	for run, err := range newest.Runs() {
+		if err != nil {
+			return freed, err
+		}
+		if run.Flags&image.PEPresent == 0 {
+			continue
+		}
+		for _, g := range older {
+			n, err := g.punch(run)
+			freed += n
+			if err != nil {
+				return freed, err
+			}
+		}
+	}
+	return freed, nil
+}
+
+// generation is an object in one of the older sets. Its runs are walked along with those of the newest set.
+type generation struct {
+	maps  *image.PagemapReader
+	pages *image.Pages
+	run   image.Run
+	off   int64 // of run in the pages file
+	end   bool
+}
+
+// openGenerations opens an object in every set of the chain that has it.
+func openGenerations(set *image.Dir, kind image.PagemapKind, id uint64) ([]*generation, error) {
+	var all []*generation
+	for below := set; ; {
+		src, err := below.Parent()
+		if below != set {
+			below.Close()
+		}
+		if err != nil || src == nil {
+			return all, err
+		}
+		below = src.(*image.Dir)
+		maps, err := image.ReadPagemap(below, kind, id)
+		if errors.Is(err, fs.ErrNotExist) {
+			// Whoever reads the chain stops where an object is missing.
+			below.Close()
+			return all, nil
+		}
+		if err != nil {
+			below.Close()
+			return all, err
+		}
+		g := &generation{maps: maps}
+		all = append(all, g)
+		if g.pages, err = below.OpenPagesToPunch(maps.PagesID); err != nil {
+			below.Close()
+			return all, err
+		}
+	}
+}
+
+func (g *generation) close() {
+	g.maps.Close()
+	if g.pages != nil {
+		g.pages.Close()
+	}
+}
+
+// punch makes a hole of what this generation has of run. Runs come in ascending order.
+func (g *generation) punch(run image.Run) (int64, error) {
+	var freed int64
+	for {
+		if g.run.End() > run.Addr {
+			from, to := max(run.Addr, g.run.Addr), min(run.End(), g.run.End())
+			if from < to && g.run.Flags&image.PEPresent != 0 {
+				n := int64(to - from)
+				off := g.off + int64(from-g.run.Addr)
+				if err := unix.Fallocate(int(g.pages.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n); err != nil {
+					return freed, &fs.PathError{Op: "punch hole", Path: g.pages.Name(), Err: err}
+				}
+				freed += n
+			}
+			if g.run.End() >= run.End() {
+				return freed, nil
+			}
+		}
+		if g.end {
+			return freed, nil
+		}
+		next, err := g.maps.Next()
+		if err == io.EOF {
+			g.end = true
+			return freed, nil
+		}
+		if err != nil {
+			return freed, err
+		}
+		if g.run.Flags&image.PEPresent != 0 {
+			g.off += int64(g.run.Bytes())
+		}
+		g.run = next
+	}
+}
