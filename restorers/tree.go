@@ -3,6 +3,8 @@ package restorers
 import (
 	"fmt"
 	"slices"
+
+	remap_file_path "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
 )
 
 // Node is a process to create: a task of the set, or a helper that stands in for something that is gone (the leader of a
@@ -93,6 +95,13 @@ func PlanTree(s *Set, shellJob bool) (*Tree, error) {
 		}
 	}
 	p.t.Root = p.t.Nodes[0]
+	for _, m := range s.Remaps {
+		if pid := int(m.GetRemapId()); m.GetRemapType() == remap_file_path.RemapType_PROCFS && p.t.ByPID[pid] == nil {
+			if _, err := p.helper(pid, p.t.Root, p.t.Root.Session, 0, "a file in /proc"); err != nil {
+				return nil, err
+			}
+		}
+	}
 	if r := p.t.Root; r.Session != 0 && !r.LeadsSession() {
 		return nil, fmt.Errorf("the root, %s, belongs to session %d, which is not in the set: if it was started from a shell, restore it with --shell-job", root, root.SID)
 	}
@@ -112,8 +121,8 @@ func (p *treePlan) add(n *Node) *Node {
 }
 
 func (p *treePlan) helper(pid int, parent *Node, session, group int, why string) (*Node, error) {
-	if p.tids[pid] {
-		return nil, fmt.Errorf("%s %d, whose leader is gone, has the id of a thread in the set", why, pid)
+	if p.tids[pid] || pid < 1 || pid > maxPID {
+		return nil, fmt.Errorf("%s needs a process with id %d to stand in for one that is gone, which cannot be: it is no pid, or a thread's in the set", why, pid)
 	}
 	return p.add(&Node{ID: pid, Parent: parent, Session: session, Group: group}), nil
 }
@@ -147,7 +156,7 @@ func (p *treePlan) leaders() error {
 		if n.Session != 0 && p.t.ByPID[n.Session] == nil {
 			// A task whose session leader died and which is still in the tree was reparented, so the leader's
 			// parent may be the one it has now.
-			if _, err := p.helper(n.Session, n.Parent, n.Session, n.Session, "session"); err != nil {
+			if _, err := p.helper(n.Session, n.Parent, n.Session, n.Session, fmt.Sprintf("the session of %s", n)); err != nil {
 				return err
 			}
 		}
@@ -160,7 +169,7 @@ func (p *treePlan) leaders() error {
 			continue
 		}
 		if p.t.ByPID[n.Group] == nil {
-			if _, err := p.helper(n.Group, n, n.Session, n.Group, "process group"); err != nil {
+			if _, err := p.helper(n.Group, n, n.Session, n.Group, fmt.Sprintf("the process group of %s", n)); err != nil {
 				return err
 			}
 		}

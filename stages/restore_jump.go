@@ -82,8 +82,14 @@ func (r *restorer) resume(s *pipeline.Stage, f *family) error {
 	}
 	err := r.tracer.Do(func() error {
 		for _, m := range f.alive() {
+			// It stops before its next instruction.
+			if sig := r.stopSignal(m); sig != 0 {
+				if err := unix.Kill(m.PID(), sig); err != nil {
+					return err
+				}
+			}
 			for _, th := range m.allThreads() {
-				if err := ptrace.Detach(th.TID, r.goOn(m)); err != nil {
+				if err := ptrace.Detach(th.TID, 0); err != nil {
 					return err
 				}
 			}
@@ -101,16 +107,13 @@ func (r *restorer) resume(s *pipeline.Stage, f *family) error {
 	return r.scripts.Run(s.Context(), actions.PostResume)
 }
 
-// goOn is the signal a task is let go with: a stop where it was stopped, or is to be.
-func (r *restorer) goOn(m *member) unix.Signal {
+// stopSignal is what a task is to be stopped with: as it was in the set, or as the user asked. 0: it runs.
+func (r *restorer) stopSignal(m *member) unix.Signal {
 	tc := m.Core.GetTc()
-	if tc.GetTaskState() == restorers.StateStopped {
-		if sig := tc.GetStopSigno(); sig != 0 {
-			return unix.Signal(sig)
-		}
-		return unix.SIGSTOP
-	}
-	if r.o.Final == options.LeaveStopped {
+	switch {
+	case tc.GetTaskState() == restorers.StateStopped && tc.GetStopSigno() != 0:
+		return unix.Signal(tc.GetStopSigno())
+	case tc.GetTaskState() == restorers.StateStopped || r.o.Final == options.LeaveStopped:
 		return unix.SIGSTOP
 	}
 	return 0

@@ -6,12 +6,17 @@ import (
 	"cryo/internal/remote"
 	"cryo/pipeline"
 	"cryo/restorers"
+
+	"golang.org/x/sys/unix"
 )
 
 // restoreThreads clones the threads of every task and gives all of them what needs no privilege.
 func (r *restorer) restoreThreads(s *pipeline.Stage, f *family) (*family, error) {
 	live := f.alive()
 	err := r.runAll(live, "process state", func(m *member, b *remote.Builder) error {
+		// Children that have ended here told us so; ignoring the signal for a moment throws that away.
+		ignore := b.Bytes(append([]byte{sigIgn}, make([]byte, 31)...)) // struct sigaction
+		b.Call(unix.SYS_RT_SIGACTION, remote.Imm(int(unix.SIGCHLD)), ignore, remote.Imm(0), remote.Imm(8)).Must().Discard()
 		restorers.EmitState(restorers.TaskEarly, f.stateOf(m.Task, m.Threads[0], b))
 		return nil
 	})
@@ -62,3 +67,5 @@ func (r *restorer) eachThread(f *family, live []*member, name string, phase rest
 		return nil
 	})
 }
+
+const sigIgn = 1 // SIG_IGN

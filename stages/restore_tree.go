@@ -85,10 +85,7 @@ func (r *restorer) forkTree(s *pipeline.Stage, p *restorePlan) (*family, error) 
 	for _, m := range f.members {
 		f.byNode[m.Node] = m
 	}
-	if err := r.joinGroups(f); err != nil {
-		return nil, err
-	}
-	return f, r.endZombies(f)
+	return f, r.joinGroups(f)
 }
 
 // spawn makes the root.
@@ -202,53 +199,6 @@ func (r *restorer) joinGroups(f *family) error {
 		return err
 	}
 	return r.runAll(others, "join a process group", setpgid)
-}
-
-// endZombies lets those tasks die that are dead in the set, with their exit status.
-func (r *restorer) endZombies(f *family) error {
-	return r.tracer.Do(func() error {
-		for _, m := range f.members {
-			if m.Helper() || !m.Dead() {
-				continue
-			}
-			if err := die(m, unix.WaitStatus(m.Core.GetTc().GetExitCode())); err != nil {
-				return fmt.Errorf("%s: %w", m.Node, err)
-			}
-		}
-		return nil
-	})
-}
-
-// die ends a member with a wait status. Its parent gets a zombie.
-func die(m *member, ws unix.WaitStatus) error {
-	b := remote.NewBuilder("die")
-	if ws.Signaled() {
-		// No core dump, whatever the signal.
-		b.Call(unix.SYS_PRCTL, remote.Imm(unix.PR_SET_DUMPABLE), remote.Imm(0), remote.Imm(0), remote.Imm(0), remote.Imm(0)).Discard()
-		mask := b.Bytes(make([]byte, 8))
-		b.Call(unix.SYS_RT_SIGPROCMASK, remote.Imm(unix.SIG_SETMASK), mask, remote.Imm(0), remote.Imm(8)).Discard()
-		b.Call(unix.SYS_KILL, remote.Imm(m.ID), remote.Imm(int(ws.Signal()))).Discard()
-	} else {
-		b.Call(unix.SYS_EXIT_GROUP, remote.Imm(ws.ExitStatus())).Discard()
-	}
-	if err := m.session.Start(b.Program()); err != nil {
-		return err
-	}
-	for {
-		st, err := ptrace.Wait(m.PID())
-		if err != nil {
-			return err
-		}
-		if st.Gone() {
-			if st.WaitStatus&^0x80 != ws&^0x80 {
-				return fmt.Errorf("ended with status %#x in place of %#x", int(st.WaitStatus), int(ws))
-			}
-			return nil
-		}
-		if err := ptrace.Cont(m.PID(), st.StopSignal()); err != nil && !errors.Is(err, unix.ESRCH) {
-			return err
-		}
-	}
 }
 
 // runAll runs one program on each of some members, all at the same time.
