@@ -1,6 +1,7 @@
 package restorers
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -8,60 +9,57 @@ import (
 	"cryo/internal/remote"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
-	"github.com/checkpoint-restore/go-criu/v8/crit/images/fown"
 	"golang.org/x/sys/unix"
 )
 
-// Level is a step in making files. All tasks finish a level before one begins the next.
+// Level is a step of making descriptors. All tasks have finished a level before one begins the next.
 type Level int
 
 // The levels.
 const (
-	Open   Level = iota // objects come to be: open, pipe2, socket
-	Pair                // what needs another of them: second ends, connections
-	Fill                // data go in; the tool does this, not the tasks
-	Attach              // every task gets the descriptors others opened for it
-	Own                 // who gets signals of them: needs all threads to be there
+	Open   Level = iota // what depends on nothing comes to be, each object in the task that owns it
+	Pair                // what is made out of another object: a pipe opened once more, the other end of a connection
+	Fill                // tasks fetch what others made for them; the tool puts contents in (FilePlan.Fill)
+	Attach              // what goes by final numbers: epoll sets, owners of signals; leftovers are closed
+	Own                 // owners that are threads: they have to be there
 )
 
 func (l Level) String() string { return [...]string{"open", "pair", "fill", "attach", "own"}[l] }
 
-// Restorer makes open files of one type again.
+// Restorer is the restore half of one kind of descriptor.
 type Restorer interface {
-	// Plan checks a file of the set and says how it is made. One object may stand for several files (the ends of a
-	// pipe): Plan then returns it again for each of them.
+	// Plan checks an entry of files.img and says how it is made again. It refuses what cannot be restored: nothing
+	// has been touched yet. It is called once a file, in the order in which the tree meets them.
 	Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error)
 }
 
-// Object is one kernel object behind one or more files.
+// Object is one open file description, to be made by the task that owns it: the first in the tree that has it.
 type Object interface {
-	// Emit adds what the owner does at a level: the first task in the tree that uses one of the object's files.
+	// Needs lists files that have to be among the owner's descriptors at Attach, whether a task has them or not.
+	Needs() []uint32
+	// Emit adds what the owner does at a level.
 	Emit(lv Level, b *remote.Builder, s *Slots) error
 }
 
-// Filler is an Object that the tool puts data into.
+// Filler is an Object that the tool puts data into at Fill.
 type Filler interface {
 	Fill(s *Slots) error
 }
 
-// Table is a descriptor table: of one task, or of several that share it.
-type Table struct {
-	ID   uint32
-	Node *Node // the first task that uses it; it makes the files
-	FDs  []*fdinfo.FdinfoEntry
-
-	Objects []Object // that it makes, in the order of their first use
-	Temps   []int    // descriptors to be closed after Attach
-	temp    int      // next free number for them
+// Settler is an Object that decides something when all files are planned.
+type Settler interface {
+	Settle(p *FilePlanner) error
 }
 
-// File is an open file description to be made.
+// File is an open file description of the set.
 type File struct {
-	ID    uint32
-	Entry *fdinfo.FileEntry
-	Owner *Table
-	Home  int // its descriptor in the owner's table
-	own   *fown.FownEntry
+	ID     uint32
+	Entry  *fdinfo.FileEntry
+	Owner  *Table // whose task makes it
+	Object Object
+
+	At *Table // who has it, once it is made
+	FD int    // its number there
 }
 
 // FilePlan says who makes which file and who receives it.
@@ -69,33 +67,44 @@ type FilePlan struct {
 	Tables []*Table
 	ByNode map[*Node]*Table
 	Files  map[uint32]*File
+	limits Limits
+	tool   int // pid of the tool as the tasks see it
 }
 
 // FilePlanner is what restorers plan with.
 type FilePlanner struct {
 	Set    *Set
 	Opt    *FileOptions
+	Paths  *Paths
 	plan   *FilePlan
-	shared map[any]Object
-	paths  *Paths
+	kinds  map[fdinfo.FdTypes]Restorer
+	shared map[any]any
+	order  []*File
 }
 
-// Shared returns the object kept under key, made by make when it is asked for the first time.
-func (p *FilePlanner) Shared(key any, make func() Object) Object {
+// Shared returns what is kept under key, made when it is asked for the first time: the state that several files of one
+// kind have in common.
+func Shared[T any](p *FilePlanner, key any, make func() (T, error)) (T, error) {
 	if o, ok := p.shared[key]; ok {
-		return o
+		return o.(T), nil
 	}
-	o := make()
-	p.shared[key] = o
-	return o
+	o, err := make()
+	if err == nil {
+		p.shared[key] = o
+	}
+	return o, err
 }
 
-// Paths finds files by name.
-func (p *FilePlanner) Paths() *Paths { return p.paths }
+// Tables lists the descriptor tables of the tree, in tree order.
+func (p *FilePlanner) Tables() []*Table { return p.plan.Tables }
+
+// File is a file that has been planned, nil for others.
+func (p *FilePlanner) File(id uint32) *File { return p.plan.Files[id] }
 
 // PlanFiles plans all descriptors of the tree.
 func PlanFiles(s *Set, t *Tree, kinds map[fdinfo.FdTypes]Restorer, paths *Paths, opt *FileOptions) (*FilePlan, error) {
-	p := &FilePlanner{Set: s, Opt: opt, plan: &FilePlan{ByNode: map[*Node]*Table{}, Files: map[uint32]*File{}}, shared: map[any]Object{}, paths: paths}
+	plan := &FilePlan{ByNode: map[*Node]*Table{}, Files: map[uint32]*File{}, limits: opt.Limits, tool: opt.ToolPID}
+	p := &FilePlanner{Set: s, Opt: opt, Paths: paths, plan: plan, kinds: kinds, shared: map[any]any{}}
 	tables := map[uint32]*Table{}
 	for _, task := range s.Tasks {
 		if task.Dead() {
@@ -104,223 +113,175 @@ func PlanFiles(s *Set, t *Tree, kinds map[fdinfo.FdTypes]Restorer, paths *Paths,
 		n, id := t.ByPID[task.PID], task.IDs.GetFilesId()
 		tab := tables[id]
 		if tab == nil {
-			tab = &Table{ID: id, Node: n, FDs: slices.Clone(task.FDs)}
-			slices.SortFunc(tab.FDs, func(a, b *fdinfo.FdinfoEntry) int { return int(a.GetFd()) - int(b.GetFd()) })
+			tab = newTable(id, n, task.FDs)
 			tables[id] = tab
-			p.plan.Tables = append(p.plan.Tables, tab)
+			plan.Tables = append(plan.Tables, tab)
 		}
-		p.plan.ByNode[n] = tab
+		plan.ByNode[n] = tab
 	}
-	top := 0
-	for _, tab := range p.plan.Tables {
-		for _, f := range tab.FDs {
-			top = max(top, int(f.GetFd()))
-		}
-	}
-	for _, tab := range p.plan.Tables {
-		tab.temp = top + 1
-		for _, f := range tab.FDs {
-			if err := p.use(tab, f, kinds); err != nil {
-				return nil, err
+	for _, tab := range plan.Tables {
+		for _, f := range tab.finals {
+			if err := p.use(tab, f); err != nil {
+				return nil, fmt.Errorf("%s: fd %d: %w", tab.Node, f.fd, err)
 			}
 		}
 	}
-	p.plan.homes()
-	return p.plan, nil
+	return plan, p.settle()
 }
 
-// use notes that tab has a descriptor of a file, and plans the file when it is met first.
-func (p *FilePlanner) use(tab *Table, f *fdinfo.FdinfoEntry, kinds map[fdinfo.FdTypes]Restorer) error {
-	if have := p.plan.Files[f.GetId()]; have != nil {
-		if have.Owner == tab && have.Home < 0 {
-			have.Home = int(f.GetFd())
+// use plans a file when the first table that has it is met.
+func (p *FilePlanner) use(tab *Table, f final) error {
+	if have := p.plan.Files[f.id]; have != nil {
+		if have.Entry.GetType() != f.typ {
+			return image.Errorf(image.Fdinfo.File(uint64(tab.ID)), -1, "the type of id %d is %s, that of the file %s", f.id, f.typ, have.Entry.GetType())
 		}
 		return nil
 	}
-	e := p.Set.Files[f.GetId()]
-	if e.GetType() != f.GetType() {
-		return image.Errorf(image.Fdinfo.File(uint64(tab.ID)), 0, "fd %d is of type %s, file %d of type %s", f.GetFd(), f.GetType(), e.GetId(), e.GetType())
+	if e := p.Set.Files[f.id]; e.GetType() != f.typ {
+		return image.Errorf(image.Fdinfo.File(uint64(tab.ID)), -1, "the type of id %d is %s, that of the file %s", f.id, f.typ, e.GetType())
 	}
-	kind := kinds[e.GetType()]
+	return p.add(tab, f.id)
+}
+
+func (p *FilePlanner) add(owner *Table, id uint32) error {
+	e := p.Set.Files[id]
+	if e == nil {
+		return fmt.Errorf("id %d is no file of the set", id)
+	}
+	kind := p.kinds[e.GetType()]
 	if kind == nil {
-		return fmt.Errorf("%s: fd %d: files of type %s are not built yet", tab.Node, f.GetFd(), e.GetType())
+		return fmt.Errorf("a descriptor of type %s, which cannot be restored yet", e.GetType())
 	}
-	file := &File{ID: e.GetId(), Entry: e, Owner: tab, Home: int(f.GetFd()), own: fownOf(e)}
-	p.plan.Files[e.GetId()] = file
-	obj, err := kind.Plan(e, p)
+	o, err := kind.Plan(e, p)
 	if err != nil {
-		return fmt.Errorf("%s: fd %d: %w", tab.Node, f.GetFd(), err)
+		return err
 	}
-	for _, other := range p.plan.Tables {
-		if i := slices.Index(other.Objects, obj); i >= 0 {
-			// An end of something that another task makes: it lives there too.
-			if other != tab {
-				file.Owner, file.Home = other, -1
-			}
-			return nil
-		}
+	if err := checkOwner(e); err != nil {
+		return err
 	}
-	tab.Objects = append(tab.Objects, obj)
+	f := &File{ID: id, Entry: e, Owner: owner, Object: o, FD: -1}
+	p.plan.Files[id] = f
+	p.order = append(p.order, f)
 	return nil
 }
 
-// homes gives a number to every file that its owner keeps for others only.
-func (p *FilePlan) homes() {
-	for _, f := range p.Files {
-		if f.Home < 0 {
-			f.Home = f.Owner.Temp()
+// settle plans what only other files need, lets objects decide what depends on all, and hands the files to their owners.
+func (p *FilePlanner) settle() error {
+	for i := 0; i < len(p.order); i++ { // it grows
+		f := p.order[i]
+		for _, id := range f.Object.Needs() {
+			if p.plan.Files[id] == nil {
+				if err := p.add(f.Owner, id); err != nil {
+					return fmt.Errorf("%s: file %d needs file %d: %w", f.Owner.Node, f.ID, id, err)
+				}
+			}
 		}
 	}
-}
-
-// Temp takes a descriptor number that no task of the tree uses.
-func (t *Table) Temp() int {
-	t.temp++
-	t.Temps = append(t.Temps, t.temp-1)
-	return t.temp - 1
-}
-
-// Slots is what an object sees of the descriptors of its owner.
-type Slots struct {
-	Plan  *FilePlan
-	Table *Table
-	PID   int // of the owner, as the tool sees it
-}
-
-// Home is the descriptor that a file of the owner has.
-func (s *Slots) Home(id uint32) int { return s.Plan.Files[id].Home }
-
-// Uses says whether any task has a descriptor of the file.
-func (s *Slots) Uses(id uint32) bool { return s.Plan.Files[id] != nil }
-
-// Place moves a fresh descriptor to the home of a file and sets close-on-exec there as it is to be.
-func (s *Slots) Place(b *remote.Builder, id uint32, fd remote.Arg) {
-	f := s.Plan.Files[id]
-	place(b, fd, f.Home, s.cloexec(f))
-}
-
-// cloexec is the O_CLOEXEC flag of the descriptor at a file's home.
-func (s *Slots) cloexec(f *File) int {
-	for _, d := range f.Owner.FDs {
-		if int(d.GetFd()) == f.Home {
-			return cloexecOf(d)
+	for _, f := range p.order {
+		if s, ok := f.Object.(Settler); ok {
+			if err := s.Settle(p); err != nil {
+				return fmt.Errorf("%s: file %d: %w", f.Owner.Node, f.ID, err)
+			}
 		}
 	}
-	return unix.O_CLOEXEC
-}
-
-func cloexecOf(d *fdinfo.FdinfoEntry) int {
-	if d.GetFlags()&unix.FD_CLOEXEC != 0 {
-		return unix.O_CLOEXEC
+	for _, f := range p.order {
+		f.Owner.owns = append(f.Owner.owns, f)
+		for _, id := range f.Object.Needs() {
+			if f.Owner.first(id) < 0 && !slices.Contains(f.Owner.borrows, id) {
+				f.Owner.borrows = append(f.Owner.borrows, id)
+			}
+		}
 	}
-	return 0
-}
-
-// place moves descriptor fd, which is whatever number was free, to the number at. The descriptor was opened with
-// O_CLOEXEC.
-func place(b *remote.Builder, fd remote.Arg, at, cloexec int) {
-	there, done := b.NewLabel(), b.NewLabel()
-	b.JumpIf(fd, remote.Eq, remote.Imm(at), there)
-	b.Call(unix.SYS_DUP3, fd, remote.Imm(at), remote.Imm(cloexec)).Must().Discard()
-	b.Call(unix.SYS_CLOSE, fd).Must().Discard()
-	b.Jump(done)
-	b.Label(there)
-	if cloexec == 0 {
-		b.Call(unix.SYS_FCNTL, fd, remote.Imm(unix.F_SETFD), remote.Imm(0)).Must().Discard()
-	}
-	b.Label(done)
-}
-
-// EmitLevel adds what a table's owner does at a level.
-func (p *FilePlan) EmitLevel(lv Level, t *Table, b *remote.Builder) error {
-	s := &Slots{Plan: p, Table: t}
-	switch lv {
-	case Attach:
-		return p.attach(t, b)
-	case Own:
-		return p.owners(t, b)
-	}
-	for _, o := range t.Objects {
-		if err := o.Emit(lv, b, s); err != nil {
+	for _, t := range p.plan.Tables {
+		if err := p.plan.limits.check(t); err != nil {
 			return fmt.Errorf("%s: %w", t.Node, err)
 		}
 	}
 	return nil
 }
 
-// Fill lets the tool put data into a table's objects. pid is the owner's, as the tool sees it.
+// EmitLevel adds what the task of a table does at a level. Levels are emitted in their order, all tables of one before
+// the next: the plan follows which number is what in every table.
+func (p *FilePlan) EmitLevel(lv Level, t *Table, b *remote.Builder) error {
+	s := newSlots(p, t, b)
+	switch lv {
+	case Open:
+		// What came with the clone goes. From here on the plan knows every number.
+		b.Call(unix.SYS_CLOSE_RANGE, remote.Imm(0), remote.Imm(^uint32(0)), remote.Imm(0)).Must().Discard()
+		p.limits.emit(b, t)
+	case Fill:
+		s.receive()
+	case Own:
+		return s.owners(true)
+	}
+	for _, f := range t.owns {
+		if err := f.Object.Emit(lv, b, s); err != nil {
+			return fmt.Errorf("%s: file %d: %w", t.Node, f.ID, err)
+		}
+	}
+	if lv == Attach {
+		if err := s.owners(false); err != nil {
+			return err
+		}
+		s.closeParked()
+	}
+	return nil
+}
+
+// Fill lets the tool put data into the objects a table's task has made. pid is that task's, as the tool sees it.
 func (p *FilePlan) Fill(t *Table, pid int) error {
-	s := &Slots{Plan: p, Table: t, PID: pid}
-	for _, o := range t.Objects {
-		if f, ok := o.(Filler); ok {
-			if err := f.Fill(s); err != nil {
-				return fmt.Errorf("%s: %w", t.Node, err)
+	s := newSlots(p, t, nil)
+	s.PID = pid
+	defer s.close()
+	for _, f := range t.owns {
+		if o, ok := f.Object.(Filler); ok {
+			if err := o.Fill(s); err != nil {
+				return fmt.Errorf("%s: file %d: %w", t.Node, f.ID, err)
 			}
 		}
 	}
 	return nil
 }
 
-// attach gives a table the descriptors of files that are elsewhere: duplicates of its own and of other tasks'.
-func (p *FilePlan) attach(t *Table, b *remote.Builder) error {
-	pidfds := map[*Table]remote.Op{}
-	for _, d := range t.FDs {
-		f := p.Files[d.GetId()]
-		at := int(d.GetFd())
-		switch {
-		case f.Owner == t && f.Home == at:
-		case f.Owner == t:
-			b.Call(unix.SYS_DUP3, remote.Imm(f.Home), remote.Imm(at), remote.Imm(cloexecOf(d))).Must().Discard()
-		default:
-			pidfd, ok := pidfds[f.Owner]
-			if !ok {
-				// Not below the numbers of the table: it is there while they are filled.
-				low := b.Call(unix.SYS_PIDFD_OPEN, remote.Imm(f.Owner.Node.ID), remote.Imm(0)).Must()
-				pidfd = b.Call(unix.SYS_FCNTL, low, remote.Imm(unix.F_DUPFD_CLOEXEC), remote.Imm(t.temp)).Must()
-				b.Call(unix.SYS_CLOSE, low).Must().Discard()
-				pidfds[f.Owner] = pidfd
-			}
-			fd := b.Call(unix.SYS_PIDFD_GETFD, pidfd, remote.Imm(f.Home), remote.Imm(0)).Must()
-			place(b, fd, at, cloexecOf(d))
-		}
+// Limits are how many descriptors a task may have while it is being restored.
+type Limits struct {
+	Soft, Hard uint64 // RLIMIT_NOFILE of the tool
+	Max        uint64 // fs.nr_open
+	MayRaise   bool   // the tool has CAP_SYS_RESOURCE
+}
+
+// scratch is how many numbers a program uses at a time beside those that are planned.
+const scratch = 16
+
+// need is how many numbers a table takes while it is filled.
+func (t *Table) need() uint64 {
+	if len(t.finals) == 0 {
+		return scratch
 	}
-	for _, fd := range pidfds {
-		b.Call(unix.SYS_CLOSE, fd).Must().Discard()
+	return uint64(t.finals[len(t.finals)-1].fd) + uint64(2*len(t.owns)) + scratch
+}
+
+// check refuses a table that cannot be made under the limits. The zero value has none.
+func (l Limits) check(t *Table) error {
+	n := t.need()
+	switch {
+	case l.Hard == 0 || n <= l.Hard:
+		return nil
+	case n > l.Max:
+		return fmt.Errorf("descriptors up to %d need fs.nr_open to be at least %d, it is %d", t.finals[len(t.finals)-1].fd, n, l.Max)
+	case !l.MayRaise:
+		return fmt.Errorf("descriptors up to %d need a limit (ulimit -n) of at least %d, it is %d and CAP_SYS_RESOURCE is missing to raise it",
+			t.finals[len(t.finals)-1].fd, n, l.Hard)
 	}
 	return nil
 }
 
-// EmitCleanup closes what a table kept for others. It follows Attach of all tasks.
-func (t *Table) EmitCleanup(b *remote.Builder) {
-	for _, fd := range t.Temps {
-		b.Call(unix.SYS_CLOSE, remote.Imm(fd)).Must().Discard()
+func (l Limits) emit(b *remote.Builder, t *Table) {
+	if n := t.need(); l.Hard != 0 && n > l.Soft {
+		lim := b.Bytes(quads(n, max(n, l.Hard)))
+		b.Call(unix.SYS_PRLIMIT64, remote.Imm(0), remote.Imm(unix.RLIMIT_NOFILE), lim, remote.Imm(0)).Must().Discard()
 	}
 }
 
-// owners sets who gets the signals of a table's files, in the name of the user who asked for them.
-func (p *FilePlan) owners(t *Table, b *remote.Builder) error {
-	done := map[uint32]bool{}
-	for _, d := range t.FDs {
-		f := p.Files[d.GetId()]
-		if f.own == nil || f.own.GetPid() == 0 || done[f.ID] || p.firstUser(f) != t {
-			continue
-		}
-		done[f.ID] = true
-		if err := emitOwner(b, int(d.GetFd()), f.own); err != nil {
-			return fmt.Errorf("%s: fd %d: %w", t.Node, d.GetFd(), err)
-		}
-	}
-	return nil
-}
-
-// firstUser is the first table that has a descriptor of the file at the end.
-func (p *FilePlan) firstUser(f *File) *Table {
-	for _, t := range p.Tables {
-		for _, d := range t.FDs {
-			if d.GetId() == f.ID {
-				return t
-			}
-		}
-	}
-	return nil
-}
+// byNumber orders descriptors.
+func byNumber(a, b final) int { return cmp.Compare(a.fd, b.fd) }

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
+	"io/fs"
 
 	"cryo/internal/image"
 	"cryo/internal/remote"
@@ -15,184 +15,226 @@ import (
 )
 
 // Pipe restores the ends of pipes.
+//
+// The task that owns the first file of a pipe makes the pipe. Its two ends are the first reader and the first writer of
+// the set, whoever has them; further open files on the pipe, and those for reading and writing, are opened anew through
+// /proc from one of the ends. Contents are written by the tool.
 type Pipe struct{}
 
-// Plan joins the ends of a pipe into one object.
+// pipe is what the files of one pipe have in common.
+type pipe struct {
+	id      uint32
+	ends    [2]*pipeEnd // first reader, first writer; nil: no task has such a one
+	creator *pipeEnd
+	outside int       // descriptor of the tool that stands for the pipe, -1: none
+	data    *contents // to be written, nil: none
+
+	numbers [2]int // of the ends, in the creator's table, from Open to Attach
+	table   *Table
+}
+
+// pipeEnd is one open file of a pipe.
+type pipeEnd struct {
+	*pipe
+	id    uint32
+	flags uint32
+}
+
+type pipeKey uint32
+
+// Plan joins the files of a pipe.
 func (Pipe) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
 	pe := e.GetPipe()
 	if pe == nil {
 		return nil, image.Errorf(image.Files.File(0), -1, "id %d has no pipe", e.GetId())
 	}
-	type key struct{ pipe uint32 }
-	o := p.Shared(key{pe.GetPipeId()}, func() Object { return &pipeObject{id: pe.GetPipeId(), set: p.Set} }).(*pipeObject)
-	end := 0
-	switch pe.GetFlags() & unix.O_ACCMODE {
-	case unix.O_RDONLY:
-	case unix.O_WRONLY:
-		end = 1
-	default:
-		end = -1 // opened anew through /proc, for both
-	}
-	if end >= 0 && o.ends[end] == 0 {
-		o.ends[end], o.flags[end] = e.GetId(), pe.GetFlags()
-	} else {
-		o.more = append(o.more, reopened{e.GetId(), pe.GetFlags()})
-	}
-	return o, nil
-}
-
-type pipeObject struct {
-	id    uint32
-	set   *Set
-	ends  [2]uint32 // file ids of the reading and the writing end; 0: nobody has it
-	flags [2]uint32
-	more  []reopened
-	kept  [2]int // descriptors of the ends in the owner's table
-}
-
-// reopened is a further file on a pipe, from open("/proc/self/fd/N").
-type reopened struct{ id, flags uint32 }
-
-func (o *pipeObject) Emit(lv Level, b *remote.Builder, s *Slots) error {
-	switch lv {
-	case Open:
-		o.create(b, s)
-	case Pair:
-		for _, m := range o.more {
-			name := fmt.Sprintf("/proc/self/fd/%d", o.kept[0])
-			fd := b.Call(unix.SYS_OPENAT, remote.Imm(unix.AT_FDCWD), b.String(name), remote.Imm(openFlags(m.flags)), remote.Imm(0)).Must()
-			s.Place(b, m.id, fd)
+	common, err := Shared(p, pipeKey(pe.GetPipeId()), func() (*pipe, error) {
+		c := &pipe{id: pe.GetPipeId(), outside: -1}
+		if fd, ok := p.Paths.inherited(fmt.Sprintf("pipe:[%d]", c.id)); ok {
+			c.outside = fd
+			return c, nil
 		}
+		all, err := planContents(p, image.PipesData)
+		c.data = all[c.id]
+		return c, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	end := &pipeEnd{pipe: common, id: e.GetId(), flags: pe.GetFlags()}
+	if common.creator == nil {
+		common.creator = end
+	}
+	if which := pe.GetFlags() & unix.O_ACCMODE; which <= unix.O_WRONLY && common.ends[which] == nil {
+		common.ends[which] = end
+	}
+	return end, nil
+}
+
+// Needs is nothing.
+func (e *pipeEnd) Needs() []uint32 { return nil }
+
+func (e *pipeEnd) Emit(lv Level, b *remote.Builder, s *Slots) error {
+	switch {
+	case lv == Open && e.outside >= 0:
+		cloexec := s.Cloexec(e.id)
+		s.Made(s.Reopen(s.plan.tool, e.outside, int(e.flags&(unix.O_ACCMODE|unix.O_NONBLOCK))|cloexec), e.id, cloexec)
+	case lv == Open && e == e.creator:
+		e.create(b, s)
+	case lv == Pair && e.outside < 0 && e.ends[0] != e && e.ends[1] != e:
+		cloexec := s.Cloexec(e.id)
+		flags := int(e.flags & (unix.O_ACCMODE | unix.O_NONBLOCK))
+		s.Made(s.Reopen(e.table.Node.ID, e.numbers[flags&unix.O_WRONLY], flags|cloexec), e.id, cloexec)
+		e.setModes(b, s.Number(e.id), flags&unix.O_NONBLOCK)
 	}
 	return nil
 }
 
-// create makes the pipe and moves both ends to their homes; an end that nobody has, to a number for the time being.
-func (o *pipeObject) create(b *remote.Builder, s *Slots) {
-	for i, id := range o.ends {
-		if id != 0 {
-			o.kept[i] = s.Home(id)
-		} else {
-			o.kept[i] = s.Table.Temp()
+// create makes the pipe.
+func (e *pipeEnd) create(b *remote.Builder, s *Slots) {
+	var ids [2]uint32
+	modes, cloexec := 0, unix.O_CLOEXEC
+	for i, end := range e.ends {
+		if end != nil {
+			ids[i], modes = end.id, end.modes() // of the writer, if there is one: O_DIRECT goes to it alone
+			cloexec = s.Cloexec(end.id)
 		}
-	}
-	const modes = unix.O_NONBLOCK | unix.O_DIRECT
-	common := o.flags[0] & o.flags[1]
-	if o.ends[0] == 0 || o.ends[1] == 0 {
-		common = o.flags[0] | o.flags[1]
 	}
 	fds := b.Zero(8)
-	b.Call(unix.SYS_PIPE2, fds, remote.Imm(common&modes|unix.O_CLOEXEC)).Must().Discard()
-	// Moving the reading end must not hit the writing one.
-	clear := b.NewLabel()
-	w := b.Load32(fds.At(4))
-	b.JumpIf(w, remote.Ne, remote.Imm(o.kept[0]), clear)
-	b.Store32(fds.At(4), b.Call(unix.SYS_FCNTL, w, remote.Imm(unix.F_DUPFD_CLOEXEC), remote.Imm(o.kept[0]+1)).Must())
-	b.Call(unix.SYS_CLOSE, w).Must().Discard()
-	b.Label(clear)
-	for i, id := range o.ends {
-		fd := b.Load32(fds.At(4 * i))
-		if id == 0 {
-			place(b, fd, o.kept[i], unix.O_CLOEXEC)
-			continue
-		}
-		s.Place(b, id, fd)
-		if rest := o.flags[i] &^ common & modes; rest != 0 {
-			b.Call(unix.SYS_FCNTL, remote.Imm(o.kept[i]), remote.Imm(unix.F_SETFL), remote.Imm(o.flags[i]&modes)).Must().Discard()
+	e.table = s.t
+	e.numbers = s.MadePair(b.Call(unix.SYS_PIPE2, fds, remote.Imm(modes|cloexec)), ids, cloexec)
+	for i, have := range [2]int{modes &^ unix.O_DIRECT, modes} {
+		if end := e.ends[i]; end != nil {
+			end.setModes(b, e.numbers[i], have)
 		}
 	}
 }
 
-// Fill sets the size of the pipe and writes back what was in it, packet by packet in packet mode as far as the image
-// tells them apart.
-func (o *pipeObject) Fill(s *Slots) error {
-	data, err := o.set.PipeData(o.id)
-	if err != nil || data == nil {
-		return err
+// modes are the flags of an end that can be changed.
+func (e *pipeEnd) modes() int { return int(e.flags) & (unix.O_NONBLOCK | unix.O_DIRECT) }
+
+func (e *pipeEnd) setModes(b *remote.Builder, fd, have int) {
+	if have != e.modes() {
+		b.Call(unix.SYS_FCNTL, remote.Imm(fd), remote.Imm(unix.F_SETFL), remote.Imm(e.modes())).Must().Discard()
 	}
-	return data.write(s.PID, o.kept[1])
 }
 
-// pipeData is what was in a pipe.
-type pipeData struct {
-	size  uint32
-	bytes []byte
-}
-
-// maxPipe bounds a pipe: more than any kernel gives out (the kernel's own limit is below 2 GiB).
-const maxPipe = 1 << 30
-
-// PipeData returns what was in the pipe with this id; nil when the set says nothing about it.
-func (s *Set) PipeData(id uint32) (*pipeData, error) {
-	return s.pipes.get(s.Source, image.PipesData, id)
-}
-
-// FifoData returns what was in the fifo with this id; nil when the set says nothing about it.
-func (s *Set) FifoData(id uint32) (*pipeData, error) {
-	return s.fifos.get(s.Source, image.FifoData, id)
-}
-
-// pipeStore is the contents of all pipes, read once.
-type pipeStore struct {
-	read bool
-	all  map[uint32]*pipeData
-}
-
-func (p *pipeStore) get(src image.Source, kind image.Kind[*pipe_data.PipeDataEntry], id uint32) (*pipeData, error) {
-	if !p.read {
-		if err := p.load(src, kind); err != nil {
-			return nil, err
-		}
-	}
-	return p.all[id], nil
-}
-
-func (p *pipeStore) load(src image.Source, kind image.Kind[*pipe_data.PipeDataEntry]) error {
-	p.read, p.all = true, map[uint32]*pipeData{}
-	d, f, err := image.Open(src, kind, 0)
-	if errors.Is(err, os.ErrNotExist) {
+// Fill writes what was in the pipe.
+func (e *pipeEnd) Fill(s *Slots) error {
+	if e != e.creator || e.data == nil {
 		return nil
 	}
+	fd, err := s.GetFD(s.PID, e.numbers[1])
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return e.data.write(fd)
+}
+
+// contents says where in an image the bytes of one pipe are.
+type contents struct {
+	src   image.Source
+	kind  image.Kind[*pipe_data.PipeDataEntry]
+	index int // of the entry
+	entry *pipe_data.PipeDataEntry
+}
+
+const (
+	defaultPipe = 64 << 10
+	maxPipe     = 1 << 31 // what the kernel takes for F_SETPIPE_SZ
+)
+
+type contentsKey string
+
+// planContents finds the contents of all pipes or fifos of the set. Empty ones of ordinary size are left out.
+func planContents(p *FilePlanner, kind image.Kind[*pipe_data.PipeDataEntry]) (map[uint32]*contents, error) {
+	return Shared(p, contentsKey(kind.Name), func() (map[uint32]*contents, error) {
+		all := map[uint32]*contents{}
+		n := 0
+		for e, err := range image.Entries(p.Set.Source, kind, 0) {
+			if errors.Is(err, fs.ErrNotExist) {
+				return all, nil
+			}
+			if err != nil {
+				return nil, err
+			}
+			switch {
+			case all[e.GetPipeId()] != nil:
+				return nil, image.Errorf(kind.File(0), n, "pipe_id %d is there twice", e.GetPipeId())
+			case e.GetSize() > maxPipe:
+				return nil, image.Errorf(kind.File(0), n, "size %d is larger than a pipe can be", e.GetSize())
+			case e.GetBytes() > max(e.GetSize(), defaultPipe):
+				return nil, image.Errorf(kind.File(0), n, "%d bytes do not fit into a pipe of %d", e.GetBytes(), max(e.GetSize(), defaultPipe))
+			}
+			all[e.GetPipeId()] = &contents{p.Set.Source, kind, n, e}
+			n++
+		}
+		return all, nil
+	})
+}
+
+// write sets the size of the pipe behind fd and fills it.
+func (c *contents) write(fd int) error {
+	if err := c.resize(fd); err != nil {
+		return err
+	}
+	if c.entry.GetBytes() == 0 {
+		return nil
+	}
+	d, f, err := image.Open(c.src, c.kind, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	for {
-		m, err := d.Next()
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
+	for range c.index + 1 {
+		if _, err := d.Next(); err != nil {
 			return err
 		}
-		e := m.(*pipe_data.PipeDataEntry)
-		bytes, err := d.PayloadBytes(maxPipe)
-		if err != nil {
-			return err
-		}
-		p.all[e.GetPipeId()] = &pipeData{e.GetSize(), bytes}
 	}
-}
-
-// write puts the data into the pipe behind a descriptor of a task.
-func (d *pipeData) write(pid, fd int) error {
-	name := fmt.Sprintf("/proc/%d/fd/%d", pid, fd)
-	w, err := unix.Open(name, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open a pipe to fill it: %w", err)
-	}
-	defer unix.Close(w)
-	if d.size != 0 {
-		if _, err := unix.FcntlInt(uintptr(w), unix.F_SETPIPE_SZ, int(d.size)); err != nil {
-			return fmt.Errorf("set the size of a pipe to %d bytes: %w", d.size, err)
-		}
-	}
-	for rest := d.bytes; len(rest) > 0; {
-		n, err := unix.Write(w, rest)
-		if err != nil {
-			return fmt.Errorf("write %d bytes back into a pipe: %w", len(rest), err)
-		}
-		rest = rest[n:]
+	if _, err := io.Copy(pipeWriter{fd, c}, d.Payload()); err != nil {
+		return err
 	}
 	return nil
+}
+
+// resize gives the pipe its size. Making it larger than fs.pipe-max-size needs CAP_SYS_RESOURCE; where that is missing
+// the pipe stays smaller if what is in it has room.
+func (c *contents) resize(fd int) error {
+	want := c.entry.GetSize()
+	if want == 0 || want == defaultPipe {
+		return nil
+	}
+	_, err := unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, int(want))
+	if err == nil {
+		return nil
+	}
+	have, gerr := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0)
+	if gerr == nil && uint32(have) >= c.entry.GetBytes() {
+		return nil
+	}
+	return fmt.Errorf("pipe %d cannot be made %d bytes large (raise fs.pipe-max-size): %w", c.entry.GetPipeId(), want, err)
+}
+
+// pipeWriter writes into a pipe that nobody reads from: what does not fit is an error, not a wait.
+type pipeWriter struct {
+	fd int
+	c  *contents
+}
+
+func (w pipeWriter) Write(p []byte) (int, error) {
+	done := 0
+	for done < len(p) {
+		pfd := []unix.PollFd{{Fd: int32(w.fd), Events: unix.POLLOUT}}
+		if n, err := unix.Poll(pfd, 0); err != nil || n == 0 {
+			return done, fmt.Errorf("pipe %d is full before its %d bytes are in it", w.c.entry.GetPipeId(), w.c.entry.GetBytes())
+		}
+		// While a page is free, a page can be written without a wait.
+		n, err := unix.Write(w.fd, p[done:min(done+image.PageSize, len(p))])
+		if err != nil {
+			return done, fmt.Errorf("write to pipe %d: %w", w.c.entry.GetPipeId(), err)
+		}
+		done += n
+	}
+	return done, nil
 }

@@ -4,282 +4,208 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"slices"
-	"time"
 
 	"cryo/internal/image"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
-	ghost_file "github.com/checkpoint-restore/go-criu/v8/crit/images/ghost-file"
-	"github.com/checkpoint-restore/go-criu/v8/crit/images/regfile"
 	remap_file_path "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
 	"golang.org/x/sys/unix"
 )
 
-// Remaps gives names to files that have none any more, for as long as they are being opened: deleted files whose content
-// is in the set (ghosts) and files the dump has put a link to beside their old name.
-type Remaps struct {
-	paths  *Paths
-	set    *Set
-	ghosts map[uint32]string // where a ghost has been made, by remap_id
-	links  []string          // links the dump left, which a successful restore takes away
-}
-
-// Track notes that a name is about to be made; the returned function forgets it when it is gone again. remove takes it
-// away if the restore breaks off in between.
+// Track notes that a name is about to be made; remove takes it away if the restore breaks off before forget is called.
 type Track func(name string, remove func() error) (forget func(), err error)
 
-// NewRemaps knows the remaps of a set.
-func NewRemaps(p *Paths) *Remaps {
-	return &Remaps{paths: p, set: p.set, ghosts: map[uint32]string{}}
-}
+// oldGhost marks the number of a ghost file in sets that do not say what type a remap is.
+const oldGhost = 1 << 31
 
-// Prepare makes a name for every file that is remapped.
-func (r *Remaps) Prepare(ctx context.Context, track Track) (cleanup func() error, err error) {
-	var undo []func() error
-	cleanup = func() error {
-		var errs []error
-		for _, f := range slices.Backward(undo) {
-			errs = append(errs, f())
-		}
-		return errors.Join(errs...)
+// remapped plans a file whose name does not lead to it. It returns false where the name will do it after all.
+func (p *Paths) remapped(n *Named, m *remap_file_path.RemapFilePathEntry) (done bool, err error) {
+	typ, id := m.GetRemapType(), m.GetRemapId()
+	if m.RemapType == nil && id&oldGhost != 0 {
+		typ, id = remap_file_path.RemapType_GHOST, id&^oldGhost
 	}
-	ids := make([]uint32, 0, len(r.set.Remaps))
-	for id := range r.set.Remaps {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	for _, id := range ids {
-		if err := ctx.Err(); err != nil {
-			return cleanup, err
-		}
-		if r.set.Files[id].GetType() != fdinfo.FdTypes_REG {
-			continue
-		}
-		reg, err := r.paths.Reg(id)
-		if err != nil {
-			return cleanup, err
-		}
-		made := func(name string, remove func() error) error {
-			forget, err := track(name, remove)
-			if err != nil {
-				return err
-			}
-			undo = append(undo, func() error { defer forget(); return remove() })
-			return nil
-		}
-		if err := r.one(id, reg, made); err != nil {
-			return cleanup, err
-		}
-	}
-	return cleanup, nil
-}
-
-func (r *Remaps) one(id uint32, reg *regfile.RegFileEntry, made func(string, func() error) error) error {
-	m := r.set.Remaps[id]
-	name := filepath.Clean(reg.GetName())
-	if !filepath.IsAbs(name) {
-		return image.Errorf(image.Files.File(0), -1, "id %d has the name %q, which is no absolute path", id, reg.GetName())
-	}
-	switch m.GetRemapType() {
+	switch typ {
 	case remap_file_path.RemapType_PROCFS:
-		return nil
-	case remap_file_path.RemapType_LINKED:
-		target, err := r.paths.Reg(m.GetRemapId())
-		if err != nil {
-			return err
-		}
-		return r.link(id, filepath.Clean(target.GetName()), name, made)
+		return false, nil // a helper has that pid while the file is opened
 	case remap_file_path.RemapType_GHOST:
-		if at, ok := r.ghosts[m.GetRemapId()]; ok {
-			return r.link(id, at, name, made)
-		}
-		if err := makeParents(name, made); err != nil {
-			return err
-		}
-		at, err := r.ghost(m.GetRemapId(), name, made)
-		if err != nil {
-			return fmt.Errorf("make deleted file %s: %w", name, err)
-		}
-		r.ghosts[m.GetRemapId()], r.paths.made[id] = at, at
-		return nil
+		return true, p.planGhost(n, id)
+	case remap_file_path.RemapType_LINKED:
+		return true, p.planLink(n, id)
 	}
-	return image.Errorf(image.RemapFpath.File(0), -1, "remap_type %d is not known", m.GetRemapType())
+	return false, image.Errorf(image.RemapFpath.File(0), -1, "remap_type %d is not known", typ)
 }
 
-// Links lists what the dump linked beside deleted files: superfluous when the restore has succeeded.
-func (r *Remaps) Links() []string {
-	var names []string
-	for _, m := range r.set.Remaps {
-		if m.GetRemapType() == remap_file_path.RemapType_LINKED {
-			if reg, err := r.paths.Reg(m.GetRemapId()); err == nil && !slices.Contains(names, reg.GetName()) {
-				names = append(names, reg.GetName())
-			}
-		}
+// planLink finds the link that the dump put beside a name that was deleted.
+func (p *Paths) planLink(n *Named, id uint32) error {
+	e := p.set.Files[id]
+	if e == nil || e.GetType() != fdinfo.FdTypes_REG || !filepath.IsAbs(e.GetReg().GetName()) {
+		return image.Errorf(image.RemapFpath.File(0), -1, "remap_id %d is no file with a path", id)
 	}
-	return names
-}
-
-// spare is what is added to a name that somebody else has taken since.
-const spare = ".cr_link"
-
-// link gives a file its old name again.
-func (r *Remaps) link(id uint32, from, name string, made func(string, func() error) error) error {
-	if from == name {
-		r.paths.made[id] = name
-		return nil
+	f, err := p.locate(filepath.Clean(e.GetReg().GetName()), n.Entry)
+	if err != nil {
+		return fmt.Errorf("%w: the dump put it beside %s, which had been deleted", err, n.Entry.GetName())
 	}
-	if err := makeParents(name, made); err != nil {
+	if err := p.verify(n.Entry, f); err != nil {
 		return err
 	}
-	for _, n := range []string{name, name + spare} {
-		err := unix.Linkat(unix.AT_FDCWD, from, unix.AT_FDCWD, n, 0)
-		if errors.Is(err, unix.EEXIST) {
-			continue
+	n.found = f
+	for _, l := range p.links {
+		if l == f.path {
+			return nil
 		}
-		if err != nil {
-			return &os.LinkError{Op: "link", Old: from, New: n, Err: err}
-		}
-		r.paths.made[id] = n
-		return made(n, remover(n))
 	}
-	r.paths.made[id] = from // both are taken: only the name that /proc shows will differ
+	p.links = append(p.links, f.path)
 	return nil
 }
 
-func remover(name string) func() error {
-	return func() error {
-		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+// Links lists what the dump linked beside deleted files: superfluous when the restore has succeeded.
+func (p *Paths) Links() []string { return p.links }
+
+// Prepare makes files that have no name any more, and takes hold of them and of those that have lost one. Each gets its
+// old name for a moment only, so that /proc shows it as it did, and is held by a descriptor of the tool then, through
+// which the tasks open it. Nothing is left in any directory. Close lets go.
+func (p *Paths) Prepare(ctx context.Context, track Track) error {
+	for _, g := range p.ghosts {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
-		return nil
+		t := &traces{track: track}
+		if err := errors.Join(p.makeGhost(g, t), t.wipe()); err != nil {
+			return fmt.Errorf("deleted file %s: %w", g.users[0].Entry.GetName(), err)
+		}
 	}
+	held := map[string]int{}
+	for _, n := range p.order {
+		if n.held >= 0 || n.found == nil || n.found.path == n.path {
+			continue
+		}
+		// A link: the entry's name is the one to be shown.
+		key := n.path + "\x00" + n.found.path
+		if fd, ok := held[key]; ok {
+			n.held = fd
+			continue
+		}
+		t := &traces{track: track}
+		if err := errors.Join(p.holdLink(n, t), t.wipe()); err != nil {
+			return err
+		}
+		held[key] = n.held
+	}
+	return nil
 }
 
-// makeParents makes the directories above name that are gone too.
-func makeParents(name string, made func(string, func() error) error) error {
-	dir := filepath.Dir(name)
-	if _, err := os.Lstat(dir); err == nil || !errors.Is(err, os.ErrNotExist) {
-		return nil // whatever is wrong with it, the next step tells
+// Close lets go of the files that Prepare holds.
+func (p *Paths) Close() {
+	for _, fd := range p.fds {
+		unix.Close(fd)
 	}
-	if err := makeParents(dir, made); err != nil {
-		return err
-	}
-	if err := os.Mkdir(dir, 0o777); err != nil {
-		return err
-	}
-	return made(dir, remover(dir))
+	p.fds = nil
 }
 
-// ghost makes a deleted file at name, or beside it where that name is taken.
-func (r *Remaps) ghost(id uint32, name string, made func(string, func() error) error) (string, error) {
-	d, f, err := image.Open(r.set.Source, image.GhostFile, uint64(id))
+func (p *Paths) holdLink(n *Named, t *traces) error {
+	if n.found.st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return p.hold(n, n.found.path)
+	}
+	name, err := t.link(n.found.path, 0, n.path, &n.found.st)
 	if err != nil {
+		name = n.found.path // only the name that /proc shows will differ
+	}
+	return p.hold(n, name)
+}
+
+// hold opens a handle on the file that has a name now.
+func (p *Paths) hold(n *Named, name string) error {
+	fd, err := unix.Open(name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	p.fds = append(p.fds, fd)
+	n.held = fd
+	return nil
+}
+
+// traces are names made for a moment.
+type traces struct {
+	track  Track
+	remove []func() error
+}
+
+// wipe removes them, last made first.
+func (t *traces) wipe() error {
+	var errs []error
+	for i := len(t.remove) - 1; i >= 0; i-- {
+		errs = append(errs, t.remove[i]())
+	}
+	t.remove = nil
+	return errors.Join(errs...)
+}
+
+// made notes a name that is about to be made. ours says whether what has the name is what was made; nil: certainly.
+func (t *traces) made(name string, ours *unix.Stat_t) error {
+	remove := func() error {
+		var st unix.Stat_t
+		if err := unix.Lstat(name, &st); err != nil || ours != nil && (st.Dev != ours.Dev || st.Ino != ours.Ino) {
+			return nil
+		}
+		return os.Remove(name)
+	}
+	forget, err := t.track(name, remove)
+	if err != nil {
+		return err
+	}
+	t.remove = append(t.remove, func() error {
+		err := remove()
+		if err == nil {
+			forget()
+		}
+		return err
+	})
+	return nil
+}
+
+// spare is put behind a name that somebody else has taken since.
+const spare = ".cr_link"
+
+// link gives the file that from leads to a name, or one like it, and returns that. flags are those of linkat.
+func (t *traces) link(from string, flags int, name string, st *unix.Stat_t) (string, error) {
+	if err := t.parents(filepath.Dir(name)); err != nil {
 		return "", err
 	}
-	defer f.Close()
-	m, err := d.Next()
-	if err == io.EOF {
-		err = image.Errorf(d.File(), -1, "there is no head")
-	}
-	if err != nil {
-		return "", err
-	}
-	g := m.(*ghost_file.GhostFileEntry)
-	for _, n := range []string{name, name + spare} {
-		err = makeNode(n, g)
+	for _, try := range []string{name, name + spare} {
+		var now unix.Stat_t
+		if err := unix.Lstat(try, &now); err == nil {
+			if now.Dev == st.Dev && now.Ino == st.Ino {
+				return try, nil
+			}
+			continue
+		}
+		if err := t.made(try, st); err != nil {
+			return "", err
+		}
+		err := unix.Linkat(unix.AT_FDCWD, from, unix.AT_FDCWD, try, flags)
 		if errors.Is(err, unix.EEXIST) {
 			continue
 		}
 		if err != nil {
-			return "", err
+			return "", &os.LinkError{Op: "link", Old: from, New: try, Err: err}
 		}
-		if err := made(n, remover(n)); err != nil {
-			return "", err
-		}
-		return n, fillGhost(n, g, d)
+		return try, nil
 	}
-	return "", fmt.Errorf("both %s and %s%s are taken: %w", name, name, spare, err)
+	return "", fmt.Errorf("%s and %s%s are both taken", name, name, spare)
 }
 
-// makeNode makes an empty file of the ghost's type.
-func makeNode(name string, g *ghost_file.GhostFileEntry) error {
-	mode := g.GetMode()
-	switch mode & unix.S_IFMT {
-	case unix.S_IFREG:
-		fd, err := unix.Open(name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-		if err != nil {
-			return err
-		}
-		return unix.Close(fd)
-	case unix.S_IFDIR:
-		return unix.Mkdir(name, 0o700)
-	case unix.S_IFLNK:
-		return unix.Symlink(g.GetSymlnkTarget(), name)
-	case unix.S_IFIFO, unix.S_IFSOCK, unix.S_IFCHR, unix.S_IFBLK:
-		return unix.Mknod(name, mode&unix.S_IFMT|0o600, int(g.GetRdev()))
+// parents makes the directories above a name that are gone too.
+func (t *traces) parents(dir string) error {
+	if _, err := os.Lstat(dir); err == nil || !errors.Is(err, os.ErrNotExist) {
+		return nil // whatever is wrong with it, the next step tells
 	}
-	return fmt.Errorf("mode %#o is no kind of file", mode)
-}
-
-// fillGhost gives a fresh file content, owner, mode and times.
-func fillGhost(name string, g *ghost_file.GhostFileEntry, d *image.Decoder) error {
-	regular := g.GetMode()&unix.S_IFMT == unix.S_IFREG
-	if regular {
-		if err := ghostContent(name, g, d); err != nil {
-			return err
-		}
-	}
-	if err := os.Lchown(name, int(g.GetUid()), int(g.GetGid())); err != nil {
+	if err := t.parents(filepath.Dir(dir)); err != nil {
 		return err
 	}
-	if g.GetMode()&unix.S_IFMT == unix.S_IFLNK {
-		return nil
-	}
-	if err := unix.Chmod(name, g.GetMode()&0o7777); err != nil {
+	if err := t.made(dir, nil); err != nil {
 		return err
 	}
-	if g.Atim == nil || g.Mtim == nil {
-		return nil
-	}
-	at := time.Unix(int64(g.Atim.GetTvSec()), int64(g.Atim.GetTvUsec())*1000)
-	mt := time.Unix(int64(g.Mtim.GetTvSec()), int64(g.Mtim.GetTvUsec())*1000)
-	return os.Chtimes(name, at, mt)
-}
-
-func ghostContent(name string, g *ghost_file.GhostFileEntry, d *image.Decoder) error {
-	f, err := os.OpenFile(name, os.O_WRONLY|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if !g.GetChunks() {
-		_, err = io.Copy(f, d.Payload())
-		return err
-	}
-	if int64(g.GetSize()) < 0 {
-		return image.Errorf(d.File(), 0, "size %d is no size", g.GetSize())
-	}
-	if err := f.Truncate(int64(g.GetSize())); err != nil {
-		return err
-	}
-	for {
-		m, err := d.Next()
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		c := m.(*ghost_file.GhostChunkEntry)
-		if c.GetOff()+c.GetLen() < c.GetOff() || c.GetOff()+c.GetLen() > g.GetSize() {
-			return image.Errorf(d.File(), d.Entry(), "chunk of %d bytes at %d is outside of the file's %d bytes", c.GetLen(), c.GetOff(), g.GetSize())
-		}
-		if _, err := io.Copy(io.NewOffsetWriter(f, int64(c.GetOff())), d.Payload()); err != nil {
-			return err
-		}
-	}
+	return os.Mkdir(dir, 0o700)
 }

@@ -32,7 +32,6 @@ type Set struct {
 	Remaps    map[uint32]*remap_file_path.RemapFilePathEntry // by the id of the file that is remapped
 	Seccomp   []*seccomp.SeccompFilter                       // all filters of the set
 
-	pipes, fifos pipeStore
 }
 
 // Task is one process of the set.

@@ -1,0 +1,368 @@
+package restorers
+
+import (
+	"fmt"
+	"slices"
+
+	"cryo/internal/remote"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+	"golang.org/x/sys/unix"
+)
+
+// Table is a descriptor table: of one task, or of several that share it.
+//
+// It is emptied before the first file is opened. As the kernel always gives out the lowest free number, the plan can
+// follow what every number is without asking: an open that is to become descriptor 3 while 0 to 2 are taken is one call,
+// checked by the number it returns. What comes out elsewhere is moved by dup3 and close.
+type Table struct {
+	ID   uint32
+	Node *Node // the first task that uses it; it makes the files
+
+	finals  []final          // what there is to be, by number
+	numbers map[uint32][]int // indices into finals, by file
+	owns    []*File          // files this task makes, in the order they are met
+	borrows []uint32         // files needed at Attach that the task is not to keep
+
+	used   map[int]bool
+	low    int            // nothing below is free
+	spare  int            // nothing below may be used for parking
+	have   map[uint32]int // the number of each file that is there
+	parked []int          // to be closed at Attach
+}
+
+// final is one descriptor as it is to be in the end.
+type final struct {
+	fd      int
+	id      uint32
+	cloexec int // O_CLOEXEC or 0
+	typ     fdinfo.FdTypes
+}
+
+func newTable(id uint32, n *Node, fds []*fdinfo.FdinfoEntry) *Table {
+	t := &Table{ID: id, Node: n, numbers: map[uint32][]int{}, used: map[int]bool{}, have: map[uint32]int{}}
+	for _, f := range fds {
+		w := final{fd: int(f.GetFd()), id: f.GetId(), typ: f.GetType()}
+		if f.GetFlags()&unix.FD_CLOEXEC != 0 {
+			w.cloexec = unix.O_CLOEXEC
+		}
+		t.finals = append(t.finals, w)
+	}
+	slices.SortFunc(t.finals, byNumber)
+	for i, f := range t.finals {
+		t.numbers[f.id] = append(t.numbers[f.id], i)
+	}
+	return t
+}
+
+// first is the lowest number a file has in the end, -1 if the table has it not.
+func (t *Table) first(id uint32) int {
+	if n := t.numbers[id]; len(n) > 0 {
+		return t.finals[n[0]].fd
+	}
+	return -1
+}
+
+// Has says whether the file has that number in the end.
+func (t *Table) Has(fd int, id uint32) bool {
+	i, ok := slices.BinarySearchFunc(t.finals, final{fd: fd}, byNumber)
+	return ok && t.finals[i].id == id
+}
+
+// isFinal says whether a number is one of those in the end.
+func (t *Table) isFinal(fd int) bool {
+	_, ok := slices.BinarySearchFunc(t.finals, final{fd: fd}, byNumber)
+	return ok
+}
+
+// take is the number the kernel gives out next.
+func (t *Table) take() int {
+	for t.used[t.low] {
+		t.low++
+	}
+	t.used[t.low] = true
+	return t.low
+}
+
+func (t *Table) release(fd int) {
+	delete(t.used, fd)
+	t.low = min(t.low, fd)
+}
+
+// park is a number that nothing else wants; it is closed at Attach.
+func (t *Table) park() int {
+	for t.used[t.spare] || t.isFinal(t.spare) {
+		t.spare++
+	}
+	t.used[t.spare] = true
+	t.parked = append(t.parked, t.spare)
+	return t.spare
+}
+
+// Slots is what an object sees of descriptor tables while a program is written for one of them.
+type Slots struct {
+	PID int // of the table's task, as the tool sees it; at Fill only
+
+	plan   *FilePlan
+	t      *Table
+	b      *remote.Builder
+	refs   map[string]remote.Ref
+	tool   *int        // number of a pidfd of the tool
+	pidfds map[int]int // the tool's own, by pid; at Fill only
+}
+
+func newSlots(p *FilePlan, t *Table, b *remote.Builder) *Slots {
+	return &Slots{plan: p, t: t, b: b, refs: map[string]remote.Ref{}}
+}
+
+// data is a piece of constant program memory, one for all its users.
+func (s *Slots) data(p string) remote.Ref {
+	r, ok := s.refs[p]
+	if !ok {
+		r = s.b.Bytes([]byte(p))
+		s.refs[p] = r
+	}
+	return r
+}
+
+// path is a path in program memory.
+func (s *Slots) path(p string) remote.Ref { return s.data(p + "\x00") }
+
+// Cloexec is the flag to open a file with: O_CLOEXEC, or 0 where its first descriptor is to go without.
+func (s *Slots) Cloexec(id uint32) int {
+	if n := s.t.numbers[id]; len(n) > 0 {
+		return s.t.finals[n[0]].cloexec
+	}
+	return unix.O_CLOEXEC
+}
+
+// Number is the descriptor that a file has in the task now, -1 if it is not there.
+func (s *Slots) Number(id uint32) int {
+	if n, ok := s.t.have[id]; ok {
+		return n
+	}
+	return -1
+}
+
+// Wanted says whether any task has the file in the end.
+func (s *Slots) Wanted(id uint32) bool { return s.plan.Files[id] != nil }
+
+// Made says that the call op has made the file, with O_CLOEXEC or 0, at the lowest free number. It goes to all the
+// numbers the task is to have it at; a file that only other tasks have is kept for them until Attach.
+func (s *Slots) Made(op remote.Op, id uint32, cloexec int) {
+	n := s.t.take()
+	op.Expect(uint64(n))
+	s.place(arrival{n, id, cloexec})
+}
+
+// MadePair is Made for a call that makes two files at once and returns their numbers in memory. It returns the numbers
+// they have now; id 0 stands for a file that no task has, it is kept until Attach.
+func (s *Slots) MadePair(op remote.Op, ids [2]uint32, cloexec int) [2]int {
+	op.Must().Discard()
+	a := [2]arrival{{s.t.take(), ids[0], cloexec}, {s.t.take(), ids[1], cloexec}}
+	return [2]int{s.place(a[0], &a[1]), s.place(a[1])}
+}
+
+// Keep says that the call op has made a descriptor that is needed until Attach, and returns its number.
+func (s *Slots) Keep(op remote.Op) int {
+	n := s.t.take()
+	op.Expect(uint64(n))
+	return s.place(arrival{n: n, cloexec: unix.O_CLOEXEC})
+}
+
+// Temp says that the call op has made a descriptor for the moment; Close ends it.
+func (s *Slots) Temp(op remote.Op) int {
+	n := s.t.take()
+	op.Expect(uint64(n))
+	return n
+}
+
+// Close closes a descriptor.
+func (s *Slots) Close(n int) {
+	s.b.Call(unix.SYS_CLOSE, remote.Imm(n)).Must().Discard()
+	s.t.release(n)
+}
+
+// arrival is a descriptor at the number the kernel chose.
+type arrival struct {
+	n       int
+	id      uint32
+	cloexec int
+}
+
+// place moves a fresh descriptor to where it is wanted and returns its (first) number. Others that have just arrived
+// make way for it.
+func (s *Slots) place(a arrival, others ...*arrival) int {
+	want := s.t.numbers[a.id]
+	if a.id == 0 || len(want) == 0 {
+		return s.parkArrival(a)
+	}
+	stays := false
+	for _, i := range want {
+		f := s.t.finals[i]
+		if f.fd == a.n {
+			stays = true
+			if f.cloexec != a.cloexec {
+				s.b.Call(unix.SYS_FCNTL, remote.Imm(a.n), remote.Imm(unix.F_SETFD), remote.Imm(f.cloexec/unix.O_CLOEXEC)).Must().Discard()
+			}
+			continue
+		}
+		for _, o := range others {
+			if o.n == f.fd {
+				s.makeWay(o)
+			}
+		}
+		s.b.Call(unix.SYS_DUP3, remote.Imm(a.n), remote.Imm(f.fd), remote.Imm(f.cloexec)).Must().Discard()
+		s.t.used[f.fd] = true
+	}
+	if !stays {
+		s.Close(a.n)
+	}
+	n := s.t.finals[want[0]].fd
+	s.arrived(a.id, n)
+	return n
+}
+
+// makeWay moves a descriptor to the next free number.
+func (s *Slots) makeWay(o *arrival) {
+	n := s.t.take()
+	s.b.Call(unix.SYS_FCNTL, remote.Imm(o.n), remote.Imm(unix.F_DUPFD_CLOEXEC), remote.Imm(0)).Expect(uint64(n))
+	s.Close(o.n)
+	o.n, o.cloexec = n, unix.O_CLOEXEC
+}
+
+func (s *Slots) parkArrival(a arrival) int {
+	n := a.n
+	if s.t.isFinal(n) {
+		n = s.t.park()
+		s.b.Call(unix.SYS_DUP3, remote.Imm(a.n), remote.Imm(n), remote.Imm(unix.O_CLOEXEC)).Must().Discard()
+		s.Close(a.n)
+	} else {
+		s.t.parked = append(s.t.parked, n)
+	}
+	if a.id != 0 {
+		s.arrived(a.id, n)
+	}
+	return n
+}
+
+func (s *Slots) arrived(id uint32, n int) {
+	s.t.have[id] = n
+	if f := s.plan.Files[id]; f != nil && f.At == nil {
+		f.At, f.FD = s.t, n
+	}
+}
+
+// Reopen opens a file once more that a task has made, wherever it is, and returns the call.
+func (s *Slots) Reopen(pid, fd, flags int) remote.Op {
+	return s.b.Call(unix.SYS_OPENAT, remote.Imm(unix.AT_FDCWD), s.path(fmt.Sprintf("/proc/%d/fd/%d", pid, fd)), remote.Imm(flags), remote.Imm(0))
+}
+
+// FromTool gives the task a descriptor of the tool as it is: both share the open file description then.
+func (s *Slots) FromTool(fd int, id uint32) {
+	if s.tool == nil {
+		n := s.Keep(s.b.Call(unix.SYS_PIDFD_OPEN, remote.Imm(s.plan.tool), remote.Imm(0)))
+		s.tool = &n
+	}
+	s.Made(s.b.Call(unix.SYS_PIDFD_GETFD, remote.Imm(*s.tool), remote.Imm(fd), remote.Imm(0)), id, unix.O_CLOEXEC)
+}
+
+// source is a task to fetch descriptors from.
+type source struct {
+	pidfd int // its number in the table that fetches
+	left  int // descriptors yet to be fetched
+}
+
+// receive fetches what other tasks made: by pidfd_getfd (Linux 5.6), in the order of numbers, so that most are in place
+// at once.
+func (s *Slots) receive() {
+	ids := s.missing()
+	from := map[*Table]*source{}
+	for _, id := range ids {
+		at := s.plan.Files[id].At
+		if from[at] == nil {
+			from[at] = &source{pidfd: -1}
+		}
+		from[at].left++
+	}
+	for _, id := range ids {
+		f := s.plan.Files[id]
+		src := from[f.At]
+		if src.pidfd < 0 {
+			src.pidfd = s.Keep(s.b.Call(unix.SYS_PIDFD_OPEN, remote.Imm(f.At.Node.ID), remote.Imm(0)))
+		}
+		s.Made(s.b.Call(unix.SYS_PIDFD_GETFD, remote.Imm(src.pidfd), remote.Imm(f.FD), remote.Imm(0)), id, unix.O_CLOEXEC)
+		if src.left--; src.left == 0 {
+			s.drop(src.pidfd)
+		}
+	}
+}
+
+// missing lists the files that the task is to have and has not yet.
+func (s *Slots) missing() []uint32 {
+	var ids []uint32
+	seen := map[uint32]bool{}
+	add := func(id uint32) {
+		if _, there := s.t.have[id]; !there && !seen[id] {
+			seen[id] = true
+			ids = append(ids, id)
+		}
+	}
+	for _, f := range s.t.finals {
+		add(f.id)
+	}
+	for _, id := range s.t.borrows {
+		add(id)
+	}
+	return ids
+}
+
+// drop closes a kept descriptor before its time.
+func (s *Slots) drop(n int) {
+	s.Close(n)
+	s.t.parked = slices.DeleteFunc(s.t.parked, func(p int) bool { return p == n })
+	s.t.spare = min(s.t.spare, n)
+}
+
+// closeParked closes what was kept for others.
+func (s *Slots) closeParked() {
+	slices.Sort(s.t.parked)
+	for i := 0; i < len(s.t.parked); {
+		j := i + 1
+		for j < len(s.t.parked) && s.t.parked[j] == s.t.parked[j-1]+1 {
+			j++
+		}
+		s.b.Call(unix.SYS_CLOSE_RANGE, remote.Imm(s.t.parked[i]), remote.Imm(s.t.parked[j-1]), remote.Imm(0)).Must().Discard()
+		for _, n := range s.t.parked[i:j] {
+			s.t.release(n)
+		}
+		i = j
+	}
+	s.t.parked = nil
+}
+
+// GetFD duplicates a descriptor of a task into the tool (pidfd_getfd, Linux 5.6). pid is as the tool sees it.
+func (s *Slots) GetFD(pid, fd int) (int, error) {
+	p, ok := s.pidfds[pid]
+	if !ok {
+		var err error
+		if p, err = unix.PidfdOpen(pid, 0); err != nil {
+			return -1, fmt.Errorf("pidfd_open of task %d: %w", pid, err)
+		}
+		if s.pidfds == nil {
+			s.pidfds = map[int]int{}
+		}
+		s.pidfds[pid] = p
+	}
+	own, err := unix.PidfdGetfd(p, fd, 0)
+	if err != nil {
+		return -1, fmt.Errorf("pidfd_getfd of task %d, fd %d: %w", pid, fd, err)
+	}
+	return own, nil
+}
+
+func (s *Slots) close() {
+	for _, fd := range s.pidfds {
+		unix.Close(fd)
+	}
+}
