@@ -13,12 +13,15 @@ func EmitFS(b *remote.Builder, e *fs.FsEntry, p *Paths) error {
 	if err != nil {
 		return err
 	}
-	root, err := p.Name(e.GetRootId())
+	root, err := p.Get(e.GetRootId())
 	if err != nil {
 		return err
 	}
-	if root != "/" {
-		b.Call(unix.SYS_CHROOT, b.String(root)).Must().Discard()
+	if root.path != "/" {
+		fd := root.Emit(b, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)
+		b.Call(unix.SYS_FCHDIR, fd).Must().Discard()
+		b.Call(unix.SYS_CHROOT, b.String(".")).Must().Discard()
+		b.Call(unix.SYS_CLOSE, fd).Must().Discard()
 	}
 	b.Call(unix.SYS_FCHDIR, cwd).Must().Discard()
 	b.Call(unix.SYS_CLOSE, cwd).Must().Discard()

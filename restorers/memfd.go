@@ -152,11 +152,15 @@ func (i *memfdInode) fillWindow(pages *pageStream, start, end uint64) error {
 	return nil
 }
 
-// EmitOpen opens a memory file in a task.
+// EmitOpen opens a memory file in a task, close-on-exec.
 func (m *Memfds) EmitOpen(b *remote.Builder, id, flags uint32) remote.Arg {
+	return m.emitOpen(b, id, openFlags(flags)|unix.O_CLOEXEC)
+}
+
+func (m *Memfds) emitOpen(b *remote.Builder, id uint32, flags int) remote.Op {
 	i := m.inodes[m.set.Files[id].GetMemfd().GetInodeId()]
 	name := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), i.fd)
-	return b.Call(unix.SYS_OPENAT, remote.Imm(unix.AT_FDCWD), b.String(name), remote.Imm(openFlags(flags)), remote.Imm(0)).Must()
+	return b.Call(unix.SYS_OPENAT, remote.Imm(unix.AT_FDCWD), b.String(name), remote.Imm(flags), remote.Imm(0)).Must()
 }
 
 // Seal puts the seals on, when everything that may write is mapped, and gives the files up.
@@ -183,11 +187,11 @@ func (m *Memfds) Close() {
 }
 
 // Memfd restores descriptors of memory files.
-type Memfd struct{ Files *Memfds }
+type Memfd struct{}
 
 // Plan checks that the file is in the set; NewMemfds has checked the rest.
-func (k Memfd) Plan(e *fdinfo.FileEntry, _ *FilePlanner) (Object, error) {
-	return &memfdFile{e.GetMemfd(), k.Files}, nil
+func (Memfd) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
+	return &memfdFile{e.GetMemfd(), p.Opt.Memfds}, nil
 }
 
 type memfdFile struct {
@@ -195,14 +199,17 @@ type memfdFile struct {
 	files *Memfds
 }
 
+// Needs is nothing.
+func (f *memfdFile) Needs() []uint32 { return nil }
+
 func (f *memfdFile) Emit(lv Level, b *remote.Builder, s *Slots) error {
 	if lv != Open {
 		return nil
 	}
-	fd := f.files.EmitOpen(b, f.e.GetId(), f.e.GetFlags())
+	id, cloexec := f.e.GetId(), s.Cloexec(f.e.GetId())
+	s.Made(f.files.emitOpen(b, id, openFlags(f.e.GetFlags())|cloexec), id, cloexec)
 	if pos := f.e.GetPos(); pos != 0 {
-		b.Call(unix.SYS_LSEEK, fd, remote.Imm(pos), remote.Imm(unix.SEEK_SET)).Must().Discard()
+		b.Call(unix.SYS_LSEEK, remote.Imm(s.Number(id)), remote.Imm(pos), remote.Imm(unix.SEEK_SET)).Must().Discard()
 	}
-	s.Place(b, f.e.GetId(), fd)
 	return nil
 }

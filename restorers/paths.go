@@ -28,6 +28,7 @@ type FileOptions struct {
 	Inherit      []options.InheritFD // descriptors of the tool that stand for objects of the set
 	ToolPID      int                 // the tool's pid as the tasks see it
 	Limits       Limits
+	Memfds       *Memfds
 }
 
 // Paths leads from the files of a set that are opened by name to what is there now, and makes sure that it is what the
@@ -48,10 +49,8 @@ type Paths struct {
 // NewPaths starts with no file looked at.
 func NewPaths(s *Set, opt *FileOptions) *Paths {
 	p := &Paths{set: s, opt: opt, named: map[uint32]*Named{}, found: map[string]*found{}, dead: map[int]bool{}}
-	for _, m := range s.Remaps {
-		if pid := int(m.GetRemapId()); m.GetRemapType() == remap_file_path.RemapType_PROCFS && s.ByPID[pid] == nil {
-			p.dead[pid] = true
-		}
+	for _, pid := range DeadPIDs(s) {
+		p.dead[pid] = true
 	}
 	return p
 }
@@ -70,13 +69,16 @@ type Named struct {
 
 // DeadPIDs lists pids that have to be there while files are opened: processes that had ended, but whose /proc files
 // were open.
-func (p *Paths) DeadPIDs() []int {
+func DeadPIDs(s *Set) []int {
 	var pids []int
-	for pid := range p.dead {
-		pids = append(pids, pid)
+	for _, m := range s.Remaps {
+		pid := int(m.GetRemapId())
+		if m.GetRemapType() == remap_file_path.RemapType_PROCFS && s.ByPID[pid] == nil && pid > 0 && pid <= maxPID {
+			pids = append(pids, pid)
+		}
 	}
 	slices.Sort(pids)
-	return pids
+	return slices.Compact(pids)
 }
 
 // Get finds the file with this id and checks it, once.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"cryo/internal/image"
 
@@ -60,8 +61,19 @@ func (p *Paths) planLink(n *Named, id uint32) error {
 	return nil
 }
 
+// linkPrefix begins the name of every link that a dump makes. A set cannot name other files to be removed.
+const linkPrefix = "link_remap."
+
 // Links lists what the dump linked beside deleted files: superfluous when the restore has succeeded.
-func (p *Paths) Links() []string { return p.links }
+func (p *Paths) Links() []string {
+	var ours []string
+	for _, l := range p.links {
+		if strings.HasPrefix(filepath.Base(l), linkPrefix) {
+			ours = append(ours, l)
+		}
+	}
+	return ours
+}
 
 // Prepare makes files that have no name any more, and takes hold of them and of those that have lost one. Each gets its
 // old name for a moment only, so that /proc shows it as it did, and is held by a descriptor of the tool then, through

@@ -131,6 +131,9 @@ func (p *treePlan) run() (*Tree, error) {
 	if err := p.leaders(); err != nil {
 		return nil, err
 	}
+	if err := p.deadPIDs(); err != nil {
+		return nil, err
+	}
 	for _, n := range p.t.Nodes {
 		n.Born = -1
 	}
@@ -148,6 +151,19 @@ func (p *treePlan) run() (*Tree, error) {
 		}
 	}
 	return p.t, p.order()
+}
+
+// deadPIDs adds helpers for processes that had ended, but whose /proc files are open.
+func (p *treePlan) deadPIDs() error {
+	for _, pid := range DeadPIDs(p.set) {
+		if p.t.ByPID[pid] != nil {
+			continue
+		}
+		if _, err := p.helper(pid, p.t.Root, p.t.Root.Session, p.t.Root.Group, "process"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // leaders adds helpers for sessions and groups whose leader is gone.

@@ -2,25 +2,27 @@ package stages
 
 import (
 	"cryo/collectors"
+	"cryo/restorers"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 )
 
-// Kind is one kind of descriptor: the type its entries carry and who collects it.
+// Kind is one kind of descriptor: the type its entries carry, who collects it and who restores it.
 type Kind struct {
 	Type      fdinfo.FdTypes
 	Collector collectors.Collector
+	Restorer  restorers.Restorer
 }
 
 // kinds is the table of all kinds of descriptors. A new kind is one row here, and its own file on each side.
 var kinds = []Kind{
-	{fdinfo.FdTypes_PIPE, collectors.Pipe{}},
-	{fdinfo.FdTypes_FIFO, collectors.Fifo{}},
-	{fdinfo.FdTypes_EVENTFD, collectors.Eventfd{}},
-	{fdinfo.FdTypes_EVENTPOLL, collectors.Eventpoll{}},
-	{fdinfo.FdTypes_NS, collectors.NsFile{}},
-	{fdinfo.FdTypes_MEMFD, collectors.Memfd{}},
-	{fdinfo.FdTypes_REG, collectors.RegFile{}},
+	{fdinfo.FdTypes_PIPE, collectors.Pipe{}, restorers.Pipe{}},
+	{fdinfo.FdTypes_FIFO, collectors.Fifo{}, restorers.Fifo{}},
+	{fdinfo.FdTypes_EVENTFD, collectors.Eventfd{}, restorers.EventFD{}},
+	{fdinfo.FdTypes_EVENTPOLL, collectors.Eventpoll{}, restorers.EventPoll{}},
+	{fdinfo.FdTypes_NS, collectors.NsFile{}, nil},
+	{fdinfo.FdTypes_MEMFD, collectors.Memfd{}, restorers.Memfd{}},
+	{fdinfo.FdTypes_REG, collectors.RegFile{}, restorers.RegFile{}},
 }
 
 // collectorKinds is the dump half of the table.
@@ -30,4 +32,15 @@ func collectorKinds() []collectors.Kind {
 		list[i] = collectors.Kind{Type: k.Type, Collector: k.Collector}
 	}
 	return list
+}
+
+// restorerKinds is the restore half of the table.
+func restorerKinds() map[fdinfo.FdTypes]restorers.Restorer {
+	byType := map[fdinfo.FdTypes]restorers.Restorer{}
+	for _, k := range kinds {
+		if k.Restorer != nil {
+			byType[k.Type] = k.Restorer
+		}
+	}
+	return byType
 }

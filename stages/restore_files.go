@@ -1,47 +1,97 @@
 package stages
 
 import (
+	"context"
+	"fmt"
+	"os"
 	"runtime"
+	"strconv"
+	"strings"
 
+	"cryo/internal/options"
 	"cryo/internal/remote"
 	"cryo/pipeline"
 	"cryo/restorers"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
+
+// fileOptions is what the planner of files has to know of the user's wishes and the tool's rights.
+func (r *restorer) fileOptions() (*restorers.FileOptions, error) {
+	for _, i := range r.o.InheritFDs {
+		if _, err := unix.FcntlInt(uintptr(i.FD), unix.F_GETFD, 0); err != nil {
+			return nil, fmt.Errorf("--inherit-fd fd[%d]:%s: the tool has no such descriptor", i.FD, i.Key)
+		}
+	}
+	o := &restorers.FileOptions{
+		SizeOnly: r.o.FileValidation == options.ValidateFileSize, SkipModeBits: r.o.SkipFileRWXCheck,
+		Inherit: r.o.InheritFDs, ToolPID: os.Getpid(),
+	}
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		return nil, fmt.Errorf("limit of open files: %w", err)
+	}
+	o.Limits = restorers.Limits{Soft: lim.Cur, Hard: lim.Max, Max: lim.Max}
+	if most, err := os.ReadFile("/proc/sys/fs/nr_open"); err == nil {
+		if n, err := strconv.ParseUint(strings.TrimSpace(string(most)), 10, 64); err == nil {
+			o.Limits.Max = n
+		}
+	}
+	o.Limits.MayRaise = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: lim.Cur, Max: lim.Max + 1}) == nil
+	if o.Limits.MayRaise {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+			return nil, fmt.Errorf("limit of open files: %w", err)
+		}
+	}
+	return o, nil
+}
 
 // restoreFiles makes all descriptors, level by level: every task has finished a level before any begins the next.
 func (r *restorer) restoreFiles(s *pipeline.Stage, f *family) (*family, error) {
-	tables := map[*member]*restorers.Table{}
-	var owners []*member
-	for _, t := range f.files.Tables {
-		m := f.byNode[t.Node]
-		tables[m] = t
-		owners = append(owners, m)
-	}
-	level := func(lv restorers.Level) error {
-		return r.runAll(owners, "files: "+lv.String(), func(m *member, b *remote.Builder) error {
-			return f.files.EmitLevel(lv, tables[m], b)
-		})
-	}
-	for _, lv := range []restorers.Level{restorers.Open, restorers.Pair} {
-		if err := level(lv); err != nil {
+	for _, lv := range []restorers.Level{restorers.Open, restorers.Pair, restorers.Fill, restorers.Attach} {
+		if err := r.fileLevel(f, lv); err != nil {
+			return nil, err
+		}
+		if lv != restorers.Fill {
+			continue
+		}
+		if err := f.fillFiles(s.Context()); err != nil {
 			return nil, err
 		}
 	}
-	var g errgroup.Group
+	return f, nil
+}
+
+// fileLevel runs one level in all tasks that have something to do there.
+func (r *restorer) fileLevel(f *family, lv restorers.Level) error {
+	programs := map[*member]*remote.Program{}
+	var busy []*member
+	for _, t := range f.files.Tables {
+		b := remote.NewBuilder("files: " + lv.String())
+		if err := f.files.EmitLevel(lv, t, b); err != nil {
+			return err
+		}
+		if b.Len() > 0 {
+			m := f.byNode[t.Node]
+			programs[m] = b.Program()
+			busy = append(busy, m)
+		}
+	}
+	return r.runPrograms(busy, func(m *member) *remote.Program { return programs[m] })
+}
+
+// fillFiles puts contents into what the tasks have made.
+func (f *family) fillFiles(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
-	for _, m := range owners {
-		g.Go(func() error { return f.files.Fill(tables[m], m.PID()) })
+	for _, t := range f.files.Tables {
+		g.Go(func() error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			return f.files.Fill(t, f.byNode[t.Node].PID())
+		})
 	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	if err := level(restorers.Attach); err != nil {
-		return nil, err
-	}
-	return f, r.runAll(owners, "files: close helpers", func(m *member, b *remote.Builder) error {
-		tables[m].EmitCleanup(b)
-		return nil
-	})
+	return g.Wait()
 }

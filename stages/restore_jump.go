@@ -99,7 +99,7 @@ func (r *restorer) resume(s *pipeline.Stage, f *family) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range f.remaps.Links() {
+	for _, name := range f.paths.Links() {
 		if err := os.Remove(name); err != nil {
 			s.Logger().Warn("a link the dump made stays", "name", name, "err", err)
 		}

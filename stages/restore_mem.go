@@ -36,10 +36,6 @@ func (r *restorer) restoreMem(s *pipeline.Stage, f *family) (*family, error) {
 	if err := f.memfds.Seal(); err != nil {
 		return nil, err
 	}
-	for _, c := range f.cleanup {
-		if err := c(); err != nil {
-			return nil, err
-		}
-	}
+	f.paths.Close() // no file is opened any more
 	return f, nil
 }

@@ -6,13 +6,11 @@ import (
 
 	"cryo/arch"
 	"cryo/internal/image"
-	"cryo/internal/options"
 	"cryo/internal/remote"
 	"cryo/pipeline"
 	"cryo/restorers"
 
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
-	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 )
 
 // restorePlan is everything that is decided before the first task exists.
@@ -25,7 +23,6 @@ type restorePlan struct {
 	memfds  *restorers.Memfds
 	files   *restorers.FilePlan
 	paths   *restorers.Paths
-	remaps  *restorers.Remaps
 	base    *restorers.Base
 	hole    remote.Area // where the interpreter lies in every task
 	park    restorers.Park
@@ -37,15 +34,6 @@ const (
 	restoreSlotSize = 32 << 10
 	parkSize        = 256 << 10
 )
-
-// fdKinds says who restores which type of descriptor.
-func (p *restorePlan) fdKinds() map[fdinfo.FdTypes]restorers.Restorer {
-	return map[fdinfo.FdTypes]restorers.Restorer{
-		fdinfo.FdTypes_REG:   restorers.RegFile{},
-		fdinfo.FdTypes_PIPE:  restorers.Pipe{},
-		fdinfo.FdTypes_MEMFD: restorers.Memfd{Files: p.memfds},
-	}
-}
 
 // plan turns a set into a restorePlan, or says what stands in the way.
 func (r *restorer) plan(_ *pipeline.Stage, set *restorers.Set) (*restorePlan, error) {
@@ -60,12 +48,15 @@ func (r *restorer) plan(_ *pipeline.Stage, set *restorers.Set) (*restorePlan, er
 	if err := p.checkIDs(); err != nil {
 		return nil, err
 	}
-	opt := &restorers.FileOptions{SizeOnly: r.o.FileValidation == options.ValidateFileSize, SkipModeBits: r.o.SkipFileRWXCheck}
+	opt, err := r.fileOptions()
+	if err != nil {
+		return nil, err
+	}
 	p.paths = restorers.NewPaths(set, opt)
-	p.remaps = restorers.NewRemaps(p.paths)
 	if p.memfds, err = restorers.NewMemfds(set); err != nil {
 		return nil, err
 	}
+	opt.Memfds = p.memfds
 	for _, t := range set.Tasks {
 		if t.Dead() {
 			continue
@@ -74,7 +65,7 @@ func (r *restorer) plan(_ *pipeline.Stage, set *restorers.Set) (*restorePlan, er
 			return nil, err
 		}
 	}
-	if p.files, err = restorers.PlanFiles(set, p.tree, p.fdKinds(), p.paths, opt); err != nil {
+	if p.files, err = restorers.PlanFiles(set, p.tree, restorerKinds(), p.paths, opt); err != nil {
 		return nil, err
 	}
 	return p, p.room()

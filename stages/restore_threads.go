@@ -42,7 +42,10 @@ func (r *restorer) restoreThreads(s *pipeline.Stage, f *family) (*family, error)
 	if err != nil {
 		return nil, err
 	}
-	return f, r.eachThread(f, live, "thread state", restorers.ThreadEarly)
+	if err := r.eachThread(f, live, "thread state", restorers.ThreadEarly); err != nil {
+		return nil, err
+	}
+	return f, r.fileLevel(f, restorers.Own)
 }
 
 // eachThread restores the state of one phase on every thread of some tasks.

@@ -18,7 +18,6 @@ type family struct {
 	*restorePlan
 	members []*member // forkers before whom they fork
 	byNode  map[*restorers.Node]*member
-	cleanup []func() error    // names made for remapped files, and the like
 	kernel  []*restorers.Area // the areas the kernel made in the root
 }
 
@@ -46,11 +45,10 @@ func (f *family) alive() []*member {
 // forkTree makes all processes, level by level: those of one level map and fill what they have and then fork the next.
 func (r *restorer) forkTree(s *pipeline.Stage, p *restorePlan) (*family, error) {
 	f := &family{restorePlan: p, byNode: map[*restorers.Node]*member{}}
-	cleanup, err := p.remaps.Prepare(s.Context(), func(name string, remove func() error) (func(), error) {
+	err := p.paths.Prepare(s.Context(), func(name string, remove func() error) (func(), error) {
 		step, err := s.Undo().Push("remove "+name, 0, func(context.Context) error { return remove() })
 		return step.Done, err
 	})
-	f.cleanup = append(f.cleanup, cleanup)
 	if err != nil {
 		return nil, err
 	}
@@ -203,16 +201,24 @@ func (r *restorer) joinGroups(f *family) error {
 
 // runAll runs one program on each of some members, all at the same time.
 func (r *restorer) runAll(members []*member, name string, emit func(*member, *remote.Builder) error) error {
+	programs := map[*member]*remote.Program{}
+	for _, m := range members {
+		b := remote.NewBuilder(name)
+		if err := emit(m, b); err != nil {
+			return fmt.Errorf("%s: %w", m.Node, err)
+		}
+		programs[m] = b.Program()
+	}
+	return r.runPrograms(members, func(m *member) *remote.Program { return programs[m] })
+}
+
+// runPrograms runs a program on each of some members, all at the same time.
+func (r *restorer) runPrograms(members []*member, program func(*member) *remote.Program) error {
 	return r.tracer.Do(func() error {
 		started := 0
 		var errs []error
 		for _, m := range members {
-			b := remote.NewBuilder(name)
-			err := emit(m, b)
-			if err == nil {
-				err = m.session.Start(b.Program())
-			}
-			if err != nil {
+			if err := m.session.Start(program(m)); err != nil {
 				errs = append(errs, fmt.Errorf("%s: %w", m.Node, err))
 				break
 			}
