@@ -30,6 +30,6 @@
 // killed at once: by cgroup.kill, by SIGKILL to each, with their machine or pid namespace. In the millisecond or two
 // before it is up, the Go runtime still lets SIGTERM and the like end it; the ward notices that, warns and goes on.
 //
-// Kernel interfaces: SCM_RIGHTS, pidfd_open (5.3), pidfd_send_signal (5.1), close_range (5.9; without it, /proc/self/fd).
+// Kernel interfaces: SCM_RIGHTS, pidfd_open (5.3), pidfd_send_signal (5.1), ptrace by package remote.
 // It touches no image but removes files it was told to.
 package guardian

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -90,6 +91,11 @@ func playWard(script []string) error {
 		case "die":
 			unix.Kill(os.Getpid(), unix.SIGKILL)
 			select {}
+		case "parasite":
+			var pid int
+			if pid, err = strconv.Atoi(name); err == nil {
+				err = playParasite(pid)
+			}
 		case "wait":
 			fmt.Println("guardian", g.Pid())
 			bufio.NewReader(os.Stdin).ReadString('\n')

@@ -32,6 +32,7 @@ var builtin = []Kind{
 	{"remove-file", removeFile},
 	{"write", write},
 	{"signal", sendSignal},
+	{"evict", evict},
 }
 
 // RemoveFile removes a file. With Ino not zero it is removed only if it is still that file: say so when the file is

@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"os/signal"
 	"slices"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -34,7 +34,7 @@ func Main(kinds ...Kind) {
 		os.Exit(2)
 	}
 	ignoreSignals()
-	closeFrom(wardFD + 1)
+	closeInherited()
 	os.WriteFile("/proc/self/comm", []byte(argv0), 0) // else it is called "exe", which only looks odd
 	j := &journal{kinds: append(slices.Clone(builtin), kinds...)}
 	j.listen()
@@ -63,18 +63,19 @@ func ignoreSignals() {
 	signal.Ignore(all...)
 }
 
-// closeFrom closes all descriptors from first on: what the ward had without close-on-exec is none of the guardian's.
-func closeFrom(first int) {
-	if unix.CloseRange(uint(first), math.MaxInt32, 0) == nil {
-		return
-	}
+// closeInherited closes what the ward had open without close-on-exec: it is none of the guardian's. What is
+// close-on-exec was opened since, by the Go runtime.
+func closeInherited() {
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		return
 	}
 	for _, e := range entries {
-		var fd int
-		if _, err := fmt.Sscan(e.Name(), &fd); err == nil && fd >= first {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil || fd <= wardFD {
+			continue
+		}
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
 			unix.Close(fd)
 		}
 	}

@@ -57,9 +57,8 @@ func Start(log *os.File) (*Guardian, error) {
 	proc, err := os.StartProcess("/proc/self/exe", []string{argv0}, &os.ProcAttr{
 		Dir:   "/",
 		Files: []*os.File{null, null, log, theirs, self},
-		// With GOMAXPROCS given, the runtime opens no cgroup files, which Main would close under it.
-		Env: []string{"GOMAXPROCS=2"},
-		Sys: &syscall.SysProcAttr{Setsid: true},
+		Env:   []string{"GOMAXPROCS=2"}, // it has little to do
+		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {
 		ours.Close()
