@@ -147,8 +147,8 @@ func killParasite(t *testing.T, target string) (unharmed bool) {
 	time.Sleep(rand.N(3 * time.Millisecond)) // what is under test is any instant
 	w.Process.Kill()
 	w.Wait() // and for the guardian, which holds the log
-	in.Close()
 	after, _ := os.ReadFile(proc + "maps")
+	in.Close()
 	done := make(chan error, 1)
 	go func() { done <- c.Wait() }()
 	select {

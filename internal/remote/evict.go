@@ -79,6 +79,10 @@ func findEngines(pid int) ([]Area, error) {
 		if m.Perms == "r-xp" && i+1 < len(maps) && maps[i+1].Start == end { // see Session.mapArea
 			end = maps[i+1].End
 		}
+		if m.Start == engineHint { // perhaps nothing was written yet
+			areas = append(areas, Area{m.Start, end - m.Start})
+			continue
+		}
 		for at := m.Start; at+arch.BlobPage <= m.End; at += arch.BlobPage {
 			if ptrace.ReadMemory(pid, at, page) != nil || !bytes.HasPrefix(page, want) || le.Uint64(page[labelOffset:]) != labelMagic {
 				continue

@@ -14,12 +14,15 @@ import (
 
 // Session is the engine inside one task: the interpreter, and buffers for programs.
 type Session struct {
-	leader *Slot
-	area   Area
-	code   uint64 // address of the interpreter
-	instr  uint64 // address of a system call instruction outside of the area, for removing it
-	free   []buffer
-	status TaskStatus
+	leader    *Slot
+	area      Area
+	code      uint64 // address of the interpreter
+	instr     uint64 // address of a system call instruction outside of the area, for removing it
+	escape    Escape
+	frame     uint64 // where the leader's signal frame for its escape is, 0 when it is not there
+	frameSize int
+	free      []buffer
+	status    TaskStatus
 
 	split    bool // the interpreter's page is not writable
 	restored bool // made by Spawn: there is no work of its own to go back to
@@ -46,6 +49,8 @@ type Options struct {
 	// SyscallAt is the address of a system call instruction in the task, from FindSyscall before the freeze. It is
 	// looked for if 0.
 	SyscallAt uint64
+	// Escape is what FindEscape found in the task before the freeze. It is looked for if nil.
+	Escape *Escape
 	// Status is what ReadTaskStatus says of the stopped leader. It is read if nil.
 	Status *TaskStatus
 	// PtraceOptions are the options the tracee has; what the engine needs is added.
@@ -85,16 +90,19 @@ func Inject(leader *Thread, o Options) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := p.openEscape(); err != nil {
+		return nil, err
+	}
 	if err := p.mapArea(); err != nil {
 		if p.area.Start != 0 {
 			return nil, errors.Join(err, p.Eject())
 		}
-		return nil, errors.Join(err, restoreThread(leader))
+		return nil, errors.Join(err, p.restoreLeader())
 	}
 	if err := p.settle(o); err != nil {
 		return nil, errors.Join(err, p.Eject())
 	}
-	return p, nil
+	return p, p.closeEscape()
 }
 
 // mapArea makes the mapping of the engine. A task that has forbidden itself memory which is writable and executable
@@ -118,11 +126,11 @@ func (s *Session) mapArea() error {
 
 // remoteMmap maps the area where it belongs in a restored task, anywhere in others.
 func (s *Session) remoteMmap(prot uint64) (uint64, error) {
-	flags := uint64(unix.MAP_PRIVATE | unix.MAP_ANONYMOUS)
+	flags, at := uint64(unix.MAP_PRIVATE|unix.MAP_ANONYMOUS), uint64(engineHint)
 	if s.restored {
-		flags |= unix.MAP_FIXED_NOREPLACE
+		flags, at = flags|unix.MAP_FIXED_NOREPLACE, s.area.Start
 	}
-	addr, err := s.remoteCall(unix.SYS_MMAP, s.area.Start, s.area.Size, prot, flags, ^uint64(0), 0)
+	addr, err := s.remoteCall(unix.SYS_MMAP, at, s.area.Size, prot, flags, ^uint64(0), 0)
 	if err != nil {
 		return 0, err
 	}
@@ -134,6 +142,10 @@ func (s *Session) remoteMmap(prot uint64) (uint64, error) {
 	}
 	return uint64(addr), nil
 }
+
+// engineHint is the address the engine asks for. Where the kernel grants it, as it mostly does, an engine that was left
+// behind before anything was written into it can be told from a mapping of the task's own.
+const engineHint = 0x10_c0ff_e000
 
 // prepare decides everything that can be decided before the task is touched, and blocks its signals.
 func prepare(leader *Thread, o Options) (*Session, error) {
@@ -155,6 +167,14 @@ func prepare(leader *Thread, o Options) (*Session, error) {
 			return nil, err
 		}
 	}
+	if o.Escape == nil {
+		e, err := FindEscape(leader.TID)
+		if err != nil {
+			return nil, err
+		}
+		o.Escape = &e
+	}
+	s.escape = *o.Escape
 	return s, s.adopt(leader, o.PtraceOptions)
 }
 
@@ -292,19 +312,17 @@ func (s *Session) RunOn(t *Thread, p *Program) (*Results, error) {
 // Eject takes the engine out of the task and gives the leader its own state back; the thread stays stopped. The slots
 // of other threads have been left before.
 func (s *Session) Eject() error {
-	t := s.leader.thread
+	if err := s.openEscape(); err != nil {
+		return err
+	}
 	ret, err := s.remoteCall(unix.SYS_MUNMAP, s.area.Start, s.area.Size)
 	if err == nil && errnoOf(ret) != 0 {
-		err = fmt.Errorf("unmap the engine from task %d: %w", t.TID, errnoOf(ret))
+		err = fmt.Errorf("unmap the engine from task %d: %w", s.leader.thread.TID, errnoOf(ret))
 	}
-	return errors.Join(err, restoreThread(t))
+	return errors.Join(err, s.restoreLeader())
 }
 
-func restoreThread(t *Thread) error {
-	return errors.Join(ptrace.SetRegs(t.TID, &t.Regs), ptrace.SetSigMask(t.TID, t.SigMask))
-}
-
-// remoteCall makes one system call in the leader, at the session's system call instruction.
+// remoteCall makes one system call in the leader, at a system call instruction of the task.
 //
 // It ends in a stop from which the kernel restarts the system call the thread was interrupted in, once its registers are
 // back: an interrupt on the way to user mode, asked for while the thread stands at the entry of the call. The stop at the
@@ -312,8 +330,11 @@ func restoreThread(t *Thread) error {
 // tracer dies before it is let go, and its signal is a forced one that resets an ignored SIGTRAP.
 func (s *Session) remoteCall(nr uint64, args ...uint64) (int64, error) {
 	t := s.leader.thread
-	r := t.Regs.SetupCall(s.instr, nr, args...)
-	if err := ptrace.SetRegs(t.TID, &r); err != nil {
+	r, err := s.setupCall(nr, args)
+	if err == nil {
+		err = ptrace.SetRegs(t.TID, &r)
+	}
+	if err != nil {
 		return 0, err
 	}
 	if err := ptrace.SetSigMask(t.TID, ^uint64(0)); err != nil {
@@ -329,7 +350,7 @@ func (s *Session) remoteCall(nr uint64, args ...uint64) (int64, error) {
 	if err := resumeUntil(t.TID, ptrace.Cont, interrupted); err != nil {
 		return 0, err
 	}
-	err := ptrace.GetRegs(t.TID, &r)
+	err = ptrace.GetRegs(t.TID, &r)
 	return r.SyscallResult(), err
 }
 

@@ -1,0 +1,178 @@
+package remote
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	"cryo/arch"
+	"cryo/internal/procfs"
+	"cryo/internal/ptrace"
+)
+
+// Escape says how a thread in which the engine makes a single system call, before it has memory of its own in the task
+// or when that is going, gets back to its own work should the tracer die just then: the call is made at an instruction
+// that a return follows; the return goes to code that calls rt_sigreturn, which restores the whole thread from a
+// signal frame. The code is the C library's or the Go runtime's. The frame is put into the part of the main
+// stack that has never been used, which is zero; it is zero again afterwards.
+//
+// The zero Escape is none.
+type Escape struct {
+	call, sigreturn uint64
+	scratch         uint64
+}
+
+// Ok says whether there is an escape.
+func (e Escape) Ok() bool { return e.call != 0 && e.sigreturn != 0 && e.scratch != 0 }
+
+// FindEscape looks for the way of escape of a task. It reads the task's memory and needs no stop. That there is none is
+// no error.
+func FindEscape(pid int) (e Escape, err error) {
+	dir, err := procfs.OpenTask(pid)
+	if err != nil {
+		return e, err
+	}
+	defer dir.Close()
+	maps, err := dir.Maps()
+	if err != nil {
+		return e, err
+	}
+	for _, libraries := range []bool{true, false} { // a C library has both, and is smaller than many a program
+		for _, m := range maps {
+			library := strings.Contains(m.Name, "/libc.") || strings.Contains(m.Name, "/libc-") || strings.Contains(m.Name, "/ld-musl")
+			if m.Perms == "r-xp" && library == libraries && !(e.call != 0 && e.sigreturn != 0) {
+				e.look(pid, m)
+			}
+		}
+	}
+	for _, m := range maps {
+		if m.Name == "[stack]" && m.Perms[:2] == "rw" {
+			e.scratch = m.Start
+		}
+	}
+	return e, nil
+}
+
+// codeID identifies the code of a mapping.
+type codeID struct {
+	major, minor uint32
+	ino, offset  uint64
+	size         uint64
+}
+
+// escapes remembers where in a file the code is, as addresses relative to the mapping, 0 for none; most tasks of a tree
+// run the same library. What it says is checked against the task's memory.
+var escapes sync.Map // codeID -> Escape
+
+// look looks for what e lacks in one mapping.
+func (e *Escape) look(pid int, m procfs.Mapping) {
+	id := codeID{m.Major, m.Minor, m.Ino, m.Offset, m.End - m.Start}
+	if known, ok := escapes.Load(id); ok && m.Ino != 0 {
+		e.adopt(pid, m, known.(Escape))
+		return
+	}
+	found := scan(pid, m)
+	if m.Ino != 0 {
+		escapes.Store(id, found)
+	}
+	e.adopt(pid, m, found)
+}
+
+// adopt takes over what e lacks and found has, if it is there in the task.
+func (e *Escape) adopt(pid int, m procfs.Mapping, found Escape) {
+	text := make([]byte, arch.EscapeOverlap)
+	at := func(offset uint64) bool {
+		return offset != 0 && ptrace.ReadMemory(pid, m.Start+offset, text) == nil
+	}
+	if e.call == 0 && at(found.call) {
+		if call, _ := arch.FindEscape(text); call == 0 {
+			e.call = m.Start + found.call
+		}
+	}
+	if e.sigreturn == 0 && at(found.sigreturn) {
+		if _, sigreturn := arch.FindEscape(text); sigreturn == 0 {
+			e.sigreturn = m.Start + found.sigreturn
+		}
+	}
+}
+
+// scan looks through the code of a mapping piece by piece. What starts with its very first byte does not count.
+func scan(pid int, m procfs.Mapping) (e Escape) {
+	const piece = 256 << 10
+	for at := m.Start; at < m.End && (e.call == 0 || e.sigreturn == 0); at += piece - arch.EscapeOverlap {
+		text := make([]byte, min(piece, m.End-at))
+		if ptrace.ReadMemory(pid, at, text) != nil {
+			return e
+		}
+		call, sigreturn := arch.FindEscape(text)
+		if call >= 0 && e.call == 0 {
+			e.call = at - m.Start + uint64(call)
+		}
+		if sigreturn >= 0 && e.sigreturn == 0 {
+			e.sigreturn = at - m.Start + uint64(sigreturn)
+		}
+	}
+	return e
+}
+
+// openEscape puts the leader's signal frame where it escapes through. If the stack is in use that far, there is no
+// escape.
+func (s *Session) openEscape() error {
+	if !s.escape.Ok() || s.frame != 0 {
+		return nil
+	}
+	t := s.leader.thread
+	at := alignUp(s.escape.scratch+arch.EscapeWord, 64)
+	frame, err := arch.SigFrame(&t.Regs, t.XState, t.SigMask, at)
+	if err != nil {
+		return err
+	}
+	s.frame, s.frameSize = at, len(frame)
+	used := make([]byte, arch.EscapeWord+len(frame))
+	err = ptrace.ReadMemory(t.TID, at-arch.EscapeWord, used)
+	sp := t.Regs.StackPointer()
+	if err != nil || len(bytes.Trim(used, "\x00")) > 0 || sp >= at && sp < at+uint64(len(used))+redZone {
+		s.frame = 0
+		return nil
+	}
+	if err := ptrace.WriteMemory(t.TID, at, frame); err != nil {
+		s.frame = 0
+		return nil
+	}
+	return nil
+}
+
+// redZone is memory below the stack pointer that belongs to the thread.
+const redZone = 128
+
+// setupCall returns registers with which the leader makes a system call.
+func (s *Session) setupCall(nr uint64, args []uint64) (arch.Regs, error) {
+	t := s.leader.thread
+	if s.frame == 0 {
+		return t.Regs.SetupCall(s.instr, nr, args...), nil
+	}
+	regs, word := t.Regs.SetupEscape(s.escape.call, s.escape.sigreturn, s.frame, nr, args...)
+	return regs, ptrace.WriteMemory(t.TID, s.frame-arch.EscapeWord, word)
+}
+
+// closeEscape makes the memory of the escape zero again. The leader's registers lead elsewhere by now.
+func (s *Session) closeEscape() error {
+	if s.frame == 0 {
+		return nil
+	}
+	at := s.frame - arch.EscapeWord
+	s.frame = 0
+	if err := ptrace.WriteMemory(s.leader.thread.TID, at, make([]byte, arch.EscapeWord+s.frameSize)); err != nil {
+		return fmt.Errorf("clear the escape of thread %d: %w", s.leader.thread.TID, err)
+	}
+	return nil
+}
+
+// restoreLeader gives the leader its own state back: the mask first, because until the registers are set it would
+// escape by itself.
+func (s *Session) restoreLeader() error {
+	t := s.leader.thread
+	return errors.Join(ptrace.SetSigMask(t.TID, t.SigMask), ptrace.SetRegs(t.TID, &t.Regs), s.closeEscape())
+}
