@@ -25,7 +25,7 @@ func Dump(ctx context.Context, o *options.Options) error {
 	if err := d.scripts.Run(ctx, preDump); err != nil {
 		return err
 	}
-	err = d.graph().Run(ctx, d.observers()...)
+	err = runGraph(ctx, d.graph(), o)
 	if errors.Is(err, errDryRun) {
 		return d.env.Obstacles.Err()
 	}

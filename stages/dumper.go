@@ -2,7 +2,6 @@ package stages
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"os"
 	"time"
@@ -51,7 +50,10 @@ type dumper struct {
 // newDumper prepares everything that needs no stopped task.
 func newDumper(o *options.Options) (*dumper, error) {
 	d := &dumper{o: o, log: slog.Default(), tracer: ptrace.NewTracer()}
-	images, err := d.openSink()
+	images, err := imagesDir(o)
+	if err == nil {
+		d.sink, err = openSink(o, images)
+	}
 	if err != nil {
 		d.tracer.Close()
 		return nil, err
@@ -80,17 +82,6 @@ func newDumper(o *options.Options) (*dumper, error) {
 	return d, nil
 }
 
-// openSink opens where the set goes to; the directory is for scripts.
-func (d *dumper) openSink() (dir *os.File, err error) {
-	if d.o.ImagesDirFD >= 0 {
-		dir = os.NewFile(uintptr(d.o.ImagesDirFD), "images directory")
-	} else if dir, err = os.Open(d.o.ImagesDir); err != nil {
-		return nil, fmt.Errorf("images directory: %w: name an existing one with -D", err)
-	}
-	d.sink, err = sinks.NewDir(d.o.ImagesDir, sinks.DirOptions{Sync: d.o.Sync})
-	return dir, err
-}
-
 func (d *dumper) close() {
 	d.env.Files.Close()
 	d.sink.Close()
@@ -115,9 +106,6 @@ func (d *dumper) vpid(pid int) int {
 	}
 	return pid
 }
-
-// observers are those that options ask for.
-func (d *dumper) observers() []pipeline.Observer { return nil }
 
 // afterwards writes the statistics, when the dump has succeeded.
 func (d *dumper) afterwards(context.Context) error {

@@ -20,7 +20,7 @@ import (
 // Restore makes a tree of tasks again from an image set and lets it run on, or leaves it stopped, as o.Final says. Until
 // the tree is whole every task of it dies with the tool, and a restore that fails leaves nothing behind.
 //
-// With o.Detach it returns when the tree runs; without, it waits until the root has ended. It needs to be allowed to choose pids (root, or CAP_CHECKPOINT_RESTORE) and Linux 5.6.
+// With o.Detach or o.ExecCmd it returns when the tree runs; without, it waits until the root has ended. It needs to be allowed to choose pids (root, or CAP_CHECKPOINT_RESTORE) and Linux 5.6.
 func Restore(ctx context.Context, o *options.Options) error {
 	r, err := newRestorer(o)
 	if err != nil {
@@ -31,7 +31,7 @@ func Restore(ctx context.Context, o *options.Options) error {
 		return err
 	}
 	stop := r.stats.Restore.Start()
-	err = r.graph().Run(ctx)
+	err = runGraph(ctx, r.graph(), o)
 	stop()
 	if err != nil {
 		return err
@@ -54,25 +54,16 @@ type restorer struct {
 
 func newRestorer(o *options.Options) (*restorer, error) {
 	r := &restorer{o: o, log: slog.Default()}
-	dir, err := openImagesDir(o)
+	dir, err := imagesDir(o)
+	if err == nil {
+		r.source, err = openSource(o, dir)
+	}
 	if err != nil {
 		return nil, err
 	}
-	r.source = image.NewDir(dir)
 	r.scripts = &actions.Runner{Scripts: o.ActionScripts, ImageDir: dir}
 	r.tracer = ptrace.NewTracer()
 	return r, nil
-}
-
-func openImagesDir(o *options.Options) (*os.File, error) {
-	if o.ImagesDirFD >= 0 {
-		return os.NewFile(uintptr(o.ImagesDirFD), "images directory"), nil
-	}
-	dir, err := os.OpenFile(o.ImagesDir, unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, fmt.Errorf("images directory: %w: name an existing one with -D", err)
-	}
-	return dir, nil
 }
 
 func (r *restorer) close() {
@@ -123,7 +114,7 @@ func (r *restorer) afterwards(ctx context.Context) error {
 		}
 	}
 	r.log.Info("Restore finished successfully. Tasks resumed.")
-	if r.o.Detach || r.o.Sibling {
+	if r.o.Detach || r.o.Sibling || len(r.o.ExecCmd) > 0 {
 		return nil
 	}
 	return r.wait()

@@ -3,7 +3,6 @@ package stages
 import (
 	"fmt"
 	"os"
-	"strconv"
 
 	"cryo/arch"
 	"cryo/internal/actions"
@@ -123,13 +122,5 @@ func (r *restorer) writePidFile() error {
 	if r.o.PidFile == "" {
 		return nil
 	}
-	f, err := os.OpenFile(r.o.PidFile, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return fmt.Errorf("pid file: %w", err)
-	}
-	_, err = f.WriteString(strconv.Itoa(r.root))
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	return err
+	return WritePidFile(r.o.PidFile, r.root)
 }

@@ -17,7 +17,7 @@ func cpuinfoDump(_ context.Context, o *options.Options) error {
 	if err != nil {
 		return err
 	}
-	set, err := sinks.NewDir(o.ImagesDir, sinks.DirOptions{Sync: o.Sync})
+	set, err := sinks.NewDir(o.ImagesDir, sinks.DirOptions{Sync: o.Sync, PagesOnly: true})
 	if err != nil {
 		return err
 	}

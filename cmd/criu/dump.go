@@ -11,8 +11,6 @@ import (
 	"cryo/stages"
 )
 
-func init() { verbs[options.Dump] = dump }
-
 // dump saves a tree. Of a refusal it prints everything that stands in the way, one line each.
 func dump(ctx context.Context, o *options.Options) error {
 	err := stages.Dump(ctx, o)

@@ -34,8 +34,10 @@ const version = "4.2"
 // verbs are what this program does. A verb that is not here has a capability that is not built, which
 // [options.Options.Check] refuses by name.
 var verbs = map[options.Verb]func(context.Context, *options.Options) error{
+	options.Dump:         dump,
 	options.Check:        check,
-	options.Restore:      stages.Restore,
+	options.PageServer:   pageServer,
+	options.Restore:      restore,
 	options.CPUInfoDump:  cpuinfoDump,
 	options.CPUInfoCheck: cpuinfoCheck,
 }
@@ -74,12 +76,19 @@ func run(args []string) int {
 
 // do prepares the process and runs the verb.
 func do(o *options.Options) error {
-	for _, fd := range o.CloseFDs {
-		unix.Close(fd) // one that is not open is closed enough
+	if !inBackground() {
+		for _, fd := range o.CloseFDs {
+			unix.Close(fd) // one that is not open is closed enough
+		}
 	}
 	// Images, logs and sockets may go to pipes whose reader leaves; that is an error of a write, not our death.
 	signal.Ignore(syscall.SIGPIPE)
 	if err := o.Check(); err != nil {
+		return err
+	}
+	if o.Graph != "" {
+		text, err := stages.Graph(o.Verb, o.Graph)
+		fmt.Print(text)
 		return err
 	}
 	if err := privileges(o); err != nil {
@@ -108,7 +117,10 @@ func do(o *options.Options) error {
 
 // enterWorkDir makes the images directory absolute and goes to the work directory, where logs, pid files, statistics and
 // action scripts have their place.
-func enterWorkDir(o *options.Options) error {
+func enterWorkDir(o *options.Options) (err error) {
+	if startDir, err = os.Getwd(); err != nil {
+		return fmt.Errorf("working directory: %w", err)
+	}
 	if o.ImagesDir == "" {
 		o.ImagesDir = "."
 	}

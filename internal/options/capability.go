@@ -49,6 +49,9 @@ const (
 var built = map[Capability]bool{
 	Core:        true,
 	Checks:      true,
+	Tracing:     true,
+	PageServing: true,
+	Streamer:    true,
 	CPUChecks:   true,
 	Dumps:       true,
 	Devices:     true,

@@ -1,0 +1,77 @@
+package stages
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+
+	"cryo/internal/options"
+	"cryo/sinks"
+)
+
+// ListenPages opens the socket that [ServePages] takes its client from. Without o.Port the kernel chooses one.
+func ListenPages(ctx context.Context, o *options.Options) (net.Listener, error) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", net.JoinHostPort(o.Address, strconv.Itoa(o.Port)))
+	if err != nil {
+		return nil, fmt.Errorf("page server: %w", err)
+	}
+	slog.Info(fmt.Sprintf("Starting page server on %v", l.Addr()))
+	return l, nil
+}
+
+// ServePages receives the pages of one dump into the images directory of o: from the connection o.PageServerFD, or from
+// the first client of l, which it closes then.
+func ServePages(ctx context.Context, o *options.Options, l net.Listener) error {
+	conn, err := pageClient(ctx, o, l)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	images, err := imagesDir(o)
+	if err != nil {
+		return err
+	}
+	if images == nil {
+		return fmt.Errorf("a page server stores pages in a directory: -D - has none")
+	}
+	dir, err := sinks.NewDirFile(images, sinks.DirOptions{Sync: o.Sync, PagesOnly: true, FirstPages: sinks.ServerPagesBase})
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	n, err := sinks.ServePages(conn, dir)
+	slog.Info("page server is done", "bytes", n, "client", conn.RemoteAddr())
+	return err
+}
+
+// pageClient is the connection of the one client.
+func pageClient(ctx context.Context, o *options.Options, l net.Listener) (net.Conn, error) {
+	if o.PageServerFD >= 0 {
+		return socketOf(o.PageServerFD)
+	}
+	defer l.Close()
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	conn, err := l.Accept()
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("page server: ended before a client came: %w", ctx.Err())
+		}
+		return nil, fmt.Errorf("page server: %w", err)
+	}
+	slog.Info("page server: accepted", "client", conn.RemoteAddr())
+	return conn, nil
+}
+
+// ListenerFile is the descriptor of a listening socket, to be handed to another process.
+func ListenerFile(l net.Listener) (*os.File, error) {
+	tcp, ok := l.(*net.TCPListener)
+	if !ok {
+		return nil, fmt.Errorf("page server: %v cannot be handed on", l.Addr())
+	}
+	return tcp.File()
+}

@@ -1,0 +1,140 @@
+package stages
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+
+	"cryo/internal/image"
+	"cryo/internal/options"
+	"cryo/sinks"
+
+	"golang.org/x/sys/unix"
+)
+
+// piped is the images directory that stands for standard output or input.
+const piped = "-"
+
+// imagesDir opens the images directory of o, which a front end may have opened already; nil when the set is piped.
+func imagesDir(o *options.Options) (*os.File, error) {
+	switch {
+	case o.ImagesDirFD >= 0:
+		return dupFD(o.ImagesDirFD, fmt.Sprintf("images directory (descriptor %d)", o.ImagesDirFD))
+	case o.ImagesDir == piped:
+		return nil, nil
+	}
+	dir, err := os.OpenFile(o.ImagesDir, unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("images directory: %w: name an existing one with -D", err)
+	}
+	return dir, nil
+}
+
+// openSink opens where the set of a dump goes to. dir is the directory of it, nil for none, and stays the caller's.
+func openSink(o *options.Options, dir *os.File) (sinks.Sink, error) {
+	switch {
+	case dir == nil:
+		return pipeOut(o)
+	case o.Stream && o.PageServer:
+		return nil, errors.New("--stream and --page-server exclude each other: the pages can go one way only")
+	case o.Stream:
+		return sinks.NewStreamer(dirPath(dir))
+	}
+	own, err := dup(dir)
+	if err != nil {
+		return nil, err
+	}
+	meta, err := sinks.NewDirFile(own, sinks.DirOptions{Sync: o.Sync})
+	if err != nil || !o.PageServer {
+		return meta, err
+	}
+	conn, borrowed, err := dialPageServer(o)
+	if err != nil {
+		meta.Close()
+		return nil, err
+	}
+	return sinks.NewPageServer(meta, conn, borrowed), nil
+}
+
+// openSource opens where the set of a restore comes from.
+func openSource(o *options.Options, dir *os.File) (image.Source, error) {
+	switch {
+	case dir == nil:
+		if isTerminal(os.Stdin) {
+			return nil, errors.New("standard input is a terminal: pipe a dump with -D - into this restore")
+		}
+		return sinks.ReadStream(os.Stdin)
+	case o.Stream:
+		return sinks.OpenStreamer(dirPath(dir))
+	}
+	own, err := dup(dir)
+	if err != nil {
+		return nil, err
+	}
+	return image.NewDir(own), nil
+}
+
+// dup is another descriptor of an open directory, for whoever closes it.
+func dup(dir *os.File) (*os.File, error) { return dupFD(int(dir.Fd()), dir.Name()) }
+
+func dupFD(fd int, name string) (*os.File, error) {
+	again, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, os.NewSyscallError("dup", err))
+	}
+	return os.NewFile(uintptr(again), name), nil
+}
+
+// dirPath names an open directory, whatever happened to its name since.
+func dirPath(dir *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", dir.Fd()) }
+
+// pipeOut makes a sink of standard output, which nothing else may write to.
+func pipeOut(o *options.Options) (sinks.Sink, error) {
+	switch {
+	case o.Stream, o.PageServer:
+		return nil, errors.New("-D - sends everything through the pipe: leave --stream and --page-server out")
+	case o.LogFile == "-":
+		return nil, errors.New("-D - and -o - both want standard output: log to a file")
+	case o.DisplayStats:
+		return nil, errors.New("-D - needs standard output for the images: leave --display-stats out")
+	case isTerminal(os.Stdout):
+		return nil, errors.New("standard output is a terminal: pipe this dump into criu restore -D -")
+	}
+	return sinks.NewStream(os.Stdout), nil
+}
+
+// dialPageServer connects to the page server of o; borrowed says that the socket was handed to us.
+func dialPageServer(o *options.Options) (conn net.Conn, borrowed bool, err error) {
+	if o.PageServerFD >= 0 {
+		conn, err = socketOf(o.PageServerFD)
+		return conn, true, err
+	}
+	if o.Port == 0 {
+		return nil, false, errors.New("--page-server needs --port, or --ps-socket")
+	}
+	conn, err = net.Dial("tcp", net.JoinHostPort(o.Address, strconv.Itoa(o.Port)))
+	if err != nil {
+		return nil, false, fmt.Errorf("page server: %w: is criu page-server running there?", err)
+	}
+	return conn, false, nil
+}
+
+// socketOf is the connection behind a descriptor that a caller handed to us. The descriptor itself stays open.
+func socketOf(fd int) (net.Conn, error) {
+	f := os.NewFile(uintptr(fd), "page server socket")
+	if f == nil {
+		return nil, fmt.Errorf("--ps-socket %d is no descriptor", fd)
+	}
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("--ps-socket %d: %w", fd, err)
+	}
+	return conn, nil
+}
+
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
