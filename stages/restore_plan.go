@@ -2,7 +2,6 @@ package stages
 
 import (
 	"fmt"
-	"os"
 
 	"cryo/arch"
 	"cryo/internal/image"
@@ -123,13 +122,6 @@ func checkNamespaces(t *restorers.Task, own *criu_core.TaskKobjIdsEntry) error {
 
 // checkIDs refuses ids that other tasks of the system have.
 func (p *restorePlan) checkIDs() error {
-	taken := func(id int, what string) error {
-		if _, err := os.Lstat(fmt.Sprintf("/proc/%d", id)); err != nil {
-			return nil
-		}
-		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", id))
-		return fmt.Errorf("%s %d cannot be made: that id is taken by a running task (%.15q): wait until it ends, or restore in a pid namespace", what, id, string(name))
-	}
 	for _, n := range p.tree.Nodes {
 		if err := taken(n.ID, "task"); err != nil {
 			return err

@@ -1,0 +1,43 @@
+package stages
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"cryo/internal/procfs"
+)
+
+// reapTime is how long a dead task may keep its id: its parent, or init after that one's death, collects it in a moment.
+const reapTime = time.Second
+
+// taken refuses an id that a task or thread of the system has. A dump ends its tasks from outside: those whose parent
+// it ended as well are init's to collect, which may be under way yet when a restore follows at once.
+func taken(id int, what string) error {
+	for wait, end := time.Millisecond, time.Now().Add(reapTime); ; wait *= 2 {
+		who, dead := holder(id)
+		switch {
+		case who == "":
+			return nil
+		case !dead:
+			return fmt.Errorf("%s %d cannot be made: that id is taken by %s: wait until it ends, or restore in a pid namespace", what, id, who)
+		case time.Now().After(end):
+			return fmt.Errorf("%s %d cannot be made: that id is taken by %s, which is dead but not collected by its parent: end that one", what, id, who)
+		}
+		time.Sleep(wait)
+	}
+}
+
+// holder names the task that has an id, empty if there is none, and says whether it is dead.
+func holder(id int) (who string, dead bool) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", id))
+	if err != nil {
+		return "", false
+	}
+	st, err := procfs.ParseStat("stat", text)
+	if err != nil {
+		return "another task", false
+	}
+	return fmt.Sprintf("%q", st.Comm), strings.ContainsRune("ZX", rune(st.State))
+}
