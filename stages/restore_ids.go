@@ -9,13 +9,17 @@ import (
 	"cryo/internal/procfs"
 )
 
-// reapTime is how long a dead task may keep its id: its parent, or init after that one's death, collects it in a moment.
-const reapTime = time.Second
+// reapTime is how long a dead task may keep its id: its parent, or init after that one's death, collects it, most do so
+// in a moment. There are inits in containers and small machines that look every few seconds only.
+const reapTime = 10 * time.Second
+
+// reapPause is the longest time between two looks.
+const reapPause = 100 * time.Millisecond
 
 // taken refuses an id that a task or thread of the system has. A dump ends its tasks from outside: those whose parent
 // it ended as well are init's to collect, which may be under way yet when a restore follows at once.
 func taken(id int, what string) error {
-	for wait, end := time.Millisecond, time.Now().Add(reapTime); ; wait *= 2 {
+	for wait, end := time.Millisecond, time.Now().Add(reapTime); ; wait = min(2*wait, reapPause) {
 		who, dead := holder(id)
 		switch {
 		case who == "":

@@ -3,6 +3,7 @@ package stages
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strconv"
@@ -65,7 +66,7 @@ func openSource(o *options.Options, dir *os.File) (image.Source, error) {
 		if isTerminal(os.Stdin) {
 			return nil, errors.New("standard input is a terminal: pipe a dump with -D - into this restore")
 		}
-		return sinks.ReadStream(os.Stdin)
+		return pipeIn(os.Stdin)
 	case o.Stream:
 		return sinks.OpenStreamer(dirPath(dir))
 	}
@@ -103,6 +104,24 @@ func pipeOut(o *options.Options) (sinks.Sink, error) {
 		return nil, errors.New("standard output is a terminal: pipe this dump into criu restore -D -")
 	}
 	return sinks.NewStream(os.Stdout), nil
+}
+
+// pipeIn reads a whole set, and then waits for the other end to close: on the same machine the dump still holds the ids
+// of its tasks when it has sent the last byte.
+func pipeIn(r *os.File) (image.Source, error) {
+	set, err := sinks.ReadStream(r)
+	if err != nil {
+		return nil, err
+	}
+	n, err := io.Copy(io.Discard, io.LimitReader(r, 1))
+	if err == nil && n > 0 {
+		err = errors.New("something follows the set on standard input")
+	}
+	if err != nil {
+		set.Close()
+		return nil, err
+	}
+	return set, nil
 }
 
 // dialPageServer connects to the page server of o; borrowed says that the socket was handed to us.
