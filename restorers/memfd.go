@@ -23,7 +23,8 @@ type Memfds struct {
 
 type memfdInode struct {
 	*memfd.MemfdInodeEntry
-	fd int // the tool's own; -1: not made yet
+	fd    int    // the tool's own; -1: not made yet
+	first uint32 // the file that gets the tool's open file description; 0: none
 }
 
 // NewMemfds reads and checks memfd.img.
@@ -37,7 +38,7 @@ func NewMemfds(s *Set) (*Memfds, error) {
 		if int64(e.GetSize()) < 0 || strings.ContainsRune(e.GetName(), 0) || len(e.GetName()) > maxMemfdName {
 			return nil, image.Errorf(image.MemfdInode.File(0), i, "size %d or name %q cannot be", e.GetSize(), e.GetName())
 		}
-		m.inodes[uint32(e.GetInodeId())] = &memfdInode{e, -1}
+		m.inodes[uint32(e.GetInodeId())] = &memfdInode{MemfdInodeEntry: e, fd: -1}
 	}
 	for id, f := range s.Files {
 		if f.GetType() != fdinfo.FdTypes_MEMFD {
@@ -96,7 +97,10 @@ func (i *memfdInode) fill(src image.Source) error {
 		return err
 	}
 	defer pages.Close()
-	const window = 64 << 20 // a multiple of all usual sizes of huge pages
+	window := uint64(8 << 20)
+	if shift := i.GetHugetlbFlag() >> unix.MAP_HUGE_SHIFT & unix.MAP_HUGE_MASK; shift != 0 {
+		window = 1 << min(shift, 40)
+	}
 	size := (i.GetSize() + window - 1) &^ (window - 1)
 	for base := uint64(0); base < size; base += window {
 		r, ok, err := pages.from(base)
@@ -191,7 +195,12 @@ type Memfd struct{}
 
 // Plan checks that the file is in the set; NewMemfds has checked the rest.
 func (Memfd) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
-	return &memfdFile{e.GetMemfd(), p.Opt.Memfds}, nil
+	f := &memfdFile{e.GetMemfd(), p.Opt.Memfds}
+	i := f.files.inodes[f.e.GetInodeId()]
+	if i.first == 0 && f.e.GetFlags()&unix.O_ACCMODE == unix.O_RDWR {
+		i.first = e.GetId()
+	}
+	return f, nil
 }
 
 type memfdFile struct {
@@ -207,9 +216,19 @@ func (f *memfdFile) Emit(lv Level, b *remote.Builder, s *Slots) error {
 		return nil
 	}
 	id, cloexec := f.e.GetId(), s.Cloexec(f.e.GetId())
-	s.Made(f.files.emitOpen(b, id, openFlags(f.e.GetFlags())|cloexec), id, cloexec)
+	if i := f.files.inodes[f.e.GetInodeId()]; i.first == id {
+		// What memfd_create returns does not count as open for writing, so the file can be executed; what open returns
+		// does.
+		s.FromTool(i.fd, id)
+		b.Call(unix.SYS_FCNTL, remote.Imm(s.Number(id)), remote.Imm(unix.F_SETFL), remote.Imm(f.e.GetFlags()&settable)).Must().Discard()
+	} else {
+		s.Made(f.files.emitOpen(b, id, openFlags(f.e.GetFlags())|cloexec), id, cloexec)
+	}
 	if pos := f.e.GetPos(); pos != 0 {
 		b.Call(unix.SYS_LSEEK, remote.Imm(s.Number(id)), remote.Imm(pos), remote.Imm(unix.SEEK_SET)).Must().Discard()
 	}
 	return nil
 }
+
+// settable are the flags of an open file that fcntl changes.
+const settable = unix.O_APPEND | unix.O_NONBLOCK | unix.O_DIRECT | unix.O_NOATIME

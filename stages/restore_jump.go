@@ -31,6 +31,9 @@ func (r *restorer) jump(s *pipeline.Stage, f *family) (*family, error) {
 	if err := late("late process state", restorers.TaskLate); err != nil {
 		return nil, err
 	}
+	if err := r.suspendSeccomp(live); err != nil {
+		return nil, err
+	}
 	if err := r.eachThread(f, live, "last thread state", restorers.ThreadLast); err != nil {
 		return nil, err
 	}
@@ -45,6 +48,24 @@ func (r *restorer) jump(s *pipeline.Stage, f *family) (*family, error) {
 			for i, th := range m.allThreads() {
 				if err := setRegisters(th, m.Threads[i]); err != nil {
 					return fmt.Errorf("%s, thread %d: %w", m.Node, m.Threads[i].TID, err)
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// suspendSeccomp keeps the filters that are about to be installed from judging the calls that still come.
+func (r *restorer) suspendSeccomp(live []*member) error {
+	const options = ptrace.OptExitKill | ptrace.OptSysGood | ptrace.OptSuspendSeccomp
+	return r.tracer.Do(func() error {
+		for _, m := range live {
+			for i, th := range m.allThreads() {
+				if m.Threads[i].Core.GetThreadCore().GetSeccompMode() == 0 && m.Core.GetTc().GetOldSeccompMode() == 0 {
+					continue
+				}
+				if err := ptrace.SetOptions(th.TID, options); err != nil {
+					return &remote.SeccompError{TID: m.Threads[i].TID, Err: err}
 				}
 			}
 		}
