@@ -24,9 +24,9 @@ type PageDest interface {
 }
 
 // DumpPages stores the task's own pages: all that is written of its private mappings and not zero. Pages of private
-// file mappings that were never written are the file's; holes are not stored at all. trace runs a function on the thread
-// that traces the task; if it is nil the task is not made to write by itself.
-func (m *Memory) DumpPages(ctx context.Context, t *Task, dst PageDest, stats *MemoryStats, trace func(func() error) error) (err error) {
+// file mappings that were never written are the file's; holes are not stored at all. If self is nil the task is not made
+// to write by itself.
+func (m *Memory) DumpPages(ctx context.Context, t *Task, dst PageDest, stats *MemoryStats, self *SelfWriting) (err error) {
 	if m.locked { // locked memory is never lazy, and only smaps tells which it is
 		if err := m.applyFlags(); err != nil {
 			return err
@@ -42,13 +42,13 @@ func (m *Memory) DumpPages(ctx context.Context, t *Task, dst PageDest, stats *Me
 		return err
 	}
 	defer src.Close()
-	self, err := newSelfWriter(src, t, trace)
+	writer, err := self.writer(src, t)
 	if err != nil {
 		return err
 	}
 	copier := pagecopy.New(ctx, src, dst, pagecopy.Workers(), &stats.Private)
-	if self != nil {
-		copier.LetSourceWrite(self)
+	if writer != nil {
+		copier.LetSourceWrite(writer)
 	}
 	defer func() {
 		if cerr := copier.Close(); err == nil {

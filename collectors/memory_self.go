@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"sync"
 
 	"cryo/internal/pagecopy"
 	"cryo/internal/procfs"
@@ -24,13 +25,25 @@ import (
 // back into force when the tool dies: where any of these matters the tool does all the reading and writing.
 type selfWriter struct {
 	*pagecopy.Task
-	task  *Task
-	trace func(func() error) error // runs ptrace calls on the tracer's thread
+	task *Task
+	by   *SelfWriting
+	mu   sync.Mutex
 }
 
-// newSelfWriter returns nil if the task may or should not write by itself.
-func newSelfWriter(src *pagecopy.Task, t *Task, trace func(func() error) error) (*selfWriter, error) {
-	if trace == nil || t.Session == nil || !t.Session.CrashSafe() || t.Status == nil || t.Status.Seccomp != 0 {
+// SelfWriting is what lets tasks write their own pages, one at a time: there is one thread that traces them.
+type SelfWriting struct {
+	trace func(func() error) error
+	turn  chan struct{}
+}
+
+// NewSelfWriting takes a function that runs another one on the thread that traces the tasks.
+func NewSelfWriting(trace func(func() error) error) *SelfWriting {
+	return &SelfWriting{trace, make(chan struct{}, 1)}
+}
+
+// writer returns nil if the task may or should not write by itself.
+func (by *SelfWriting) writer(src *pagecopy.Task, t *Task) (*selfWriter, error) {
+	if by == nil || t.Session == nil || !t.Session.CrashSafe() || t.Status == nil || t.Status.Seccomp != 0 {
 		return nil, nil
 	}
 	limits, err := t.Proc.Limits()
@@ -45,7 +58,7 @@ func newSelfWriter(src *pagecopy.Task, t *Task, trace func(func() error) error) 
 	if err != nil || !free {
 		return nil, err
 	}
-	return &selfWriter{src, t, trace}, nil
+	return &selfWriter{Task: src, task: t, by: by}, nil
 }
 
 // seesSameProc says whether /proc/PID means the same to the task and to the tool.
@@ -70,8 +83,17 @@ func seesSameProc(t *Task) (bool, error) {
 	return true, nil
 }
 
-// WritePages runs the program. A failure of any kind is no error: what is missing is written by the tool.
+// WritePages runs the program. A failure of any kind is no error: what is missing is written by the tool. So it is while
+// another task has its turn, because two tasks have two files and there is more than one processor.
 func (w *selfWriter) WritePages(f *os.File, ranges []pagecopy.Range, off int64) int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	select {
+	case w.by.turn <- struct{}{}:
+		defer func() { <-w.by.turn }()
+	default:
+		return 0
+	}
 	iov := make([]byte, 0, 16*len(ranges))
 	for _, r := range ranges {
 		iov = binary.NativeEndian.AppendUint64(iov, r.Addr)
@@ -84,7 +106,7 @@ func (w *selfWriter) WritePages(f *os.File, ranges []pagecopy.Range, off int64) 
 	b.Call(unix.SYS_CLOSE, fd)
 	program := b.Program()
 	var n int64
-	err := w.trace(func() error {
+	err := w.by.trace(func() error {
 		res, err := w.task.Session.Run(program)
 		if err == nil {
 			n, err = res.Value(written)

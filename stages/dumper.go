@@ -70,7 +70,7 @@ func newDumper(o *options.Options) (*dumper, error) {
 	}
 	d.env.Files = collectors.NewFiles(d.env, collectorKinds())
 	d.env.Shared = collectors.NewSharedMemory()
-	d.memory = &memory{env: d.env, sink: d.sink, stats: &collectors.MemoryStats{}, trace: d.tracer.Do}
+	d.memory = &memory{env: d.env, sink: d.sink, stats: &collectors.MemoryStats{}, self: collectors.NewSelfWriting(d.tracer.Do)}
 	d.tracees = collectors.NewTracees(d.env)
 	if d.env.Namespaces, d.rootIDs, err = collectors.NewNamespaces(d.env.IDs); err == nil {
 		d.cgroups, err = collectors.NewCgroups()

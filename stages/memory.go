@@ -15,7 +15,7 @@ type memory struct {
 	env   *collectors.Env
 	sink  sinks.Sink
 	stats *collectors.MemoryStats
-	trace func(func() error) error // runs a function on the tracer's thread
+	self  *collectors.SelfWriting
 }
 
 // taskPages is a task with the page map its pages go to.
@@ -48,7 +48,7 @@ func (m *memory) store(s *pipeline.Stage, tp taskPages) (*collectors.Task, error
 		return tp.task, nil
 	}
 	before := m.stats.Private.Written.Load()
-	err := tp.task.Memory.DumpPages(s.Context(), tp.task, tp.pages, m.stats, m.trace)
+	err := tp.task.Memory.DumpPages(s.Context(), tp.task, tp.pages, m.stats, m.self)
 	s.Bytes(int64(m.stats.Private.Written.Load()-before) * image.PageSize)
 	s.Logger().Debug("pages stored", "task", tp.task.Pid, "pages", m.stats.Private.Written.Load()-before, "self", m.stats.Private.Self.Load())
 	if err = errors.Join(err, tp.pages.Close()); err != nil {
