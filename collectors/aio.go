@@ -1,9 +1,13 @@
 package collectors
 
 import (
+	"syscall"
+
+	"cryo/internal/remote"
 	"cryo/internal/vma"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/mm"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -20,4 +24,29 @@ const (
 func aioRing(m *vma.Mapping) *mm.AioRingEntry {
 	events := (m.Len() - aioRingHeader) / aioEvent
 	return &mm.AioRingEntry{Id: proto.Uint64(m.Start), NrReq: proto.Uint32(uint32(events-2) / 2), RingLen: proto.Uint32(uint32(m.Len()))}
+}
+
+// askRings finds out which rings belong to contexts of this very task: one that was forked off has its parent's rings
+// mapped, but no contexts. They are memory like any other to it and must not become contexts by a restore.
+func (m *Memory) askRings(t *Task, programs *SelfWriting) error {
+	b := remote.NewBuilder("AIO contexts")
+	asked := map[int]remote.Op{}
+	for i, kind := range m.kinds {
+		if kind == vma.AIORing {
+			asked[i] = b.Call(unix.SYS_IO_GETEVENTS, remote.Imm(m.maps[i].Start), remote.Imm(0), remote.Imm(0), remote.Imm(0), remote.Imm(0))
+		}
+	}
+	if len(asked) == 0 || programs == nil || t.Session == nil {
+		return nil
+	}
+	res, err := programs.run(t, b.Program())
+	if err != nil {
+		return err
+	}
+	m.deadRings = map[int]bool{}
+	for i, op := range asked {
+		answer, ok := res.Raw(op)
+		m.deadRings[i] = ok && answer == -int64(syscall.EINVAL)
+	}
+	return nil
 }

@@ -28,9 +28,11 @@ type Memory struct {
 	locked  bool              // something is mlocked
 	flags   func() ([]vma.Flags, error)
 	guards  []pagemap.Region
-	shared  *SharedMemory // set by Register
-	flagged bool          // the flags are in the entries
-	checked bool
+
+	deadRings map[int]bool  // AIO rings of no context of this task
+	shared    *SharedMemory // set by Register
+	flagged   bool          // the flags are in the entries
+	checked   bool
 }
 
 // manyMappings is the number from which on smaps, which takes the kernel 3 microseconds a mapping, is read beside
@@ -218,7 +220,7 @@ func (m *Memory) FillMM(e *mm.MmEntry) error {
 		case last != nil && vma.Is(v, vma.StatusVVAR) && vma.Is(last, vma.StatusVVAR) && last.GetEnd() == v.GetStart():
 			last.End = v.End // one area to whoever moves it, however many the kernel makes of it
 			continue
-		case m.kinds[i] == vma.AIORing:
+		case m.kinds[i] == vma.AIORing && !m.deadRings[i]:
 			e.Aios = append(e.Aios, aioRing(&m.maps[i]))
 		case m.kinds[i] == vma.SharedAnonymous:
 			if id, ok := m.shared.mappedAsFile(&m.maps[i]); ok {

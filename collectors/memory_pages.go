@@ -32,6 +32,9 @@ func (m *Memory) DumpPages(ctx context.Context, t *Task, dst PageDest, stats *Me
 			return err
 		}
 	}
+	if err := m.askRings(t, self); err != nil {
+		return err
+	}
 	pm, err := pagemap.Open(t.Pid)
 	if err != nil {
 		return err

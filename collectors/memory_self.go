@@ -105,18 +105,24 @@ func (w *selfWriter) WritePages(f *os.File, ranges []pagecopy.Range, off int64) 
 	written := b.Call(unix.SYS_PWRITEV, fd, b.Bytes(iov), remote.Imm(len(ranges)), remote.Imm(off), remote.Imm(0))
 	b.Call(unix.SYS_CLOSE, fd)
 	program := b.Program()
-	var n int64
-	err := w.by.trace(func() error {
-		res, err := w.task.Session.Run(program)
-		if err == nil {
-			n, err = res.Value(written)
-		}
-		return err
-	})
+	res, err := w.by.run(w.task, program)
+	if err != nil {
+		return 0
+	}
+	n, err := res.Value(written)
 	if err != nil {
 		return 0
 	}
 	return n
+}
+
+// run runs a program in a task, on the thread that traces it.
+func (by *SelfWriting) run(t *Task, p *remote.Program) (res *remote.Results, err error) {
+	err = by.trace(func() error {
+		res, err = t.Session.Run(p)
+		return err
+	})
+	return res, err
 }
 
 // cgroupUnlimited says whether page cache that the task makes is charged to nobody who has a limit that the tool has
