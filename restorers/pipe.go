@@ -192,8 +192,21 @@ func (c *contents) write(fd int) error {
 			return err
 		}
 	}
-	if _, err := io.Copy(pipeWriter{fd, c}, d.Payload()); err != nil {
-		return err
+	// Whole pages: a pipe holds so many pages, full or not. Nobody reads from it, so what does not fit must be an error
+	// and not a wait; while it polls writable, a page can be written.
+	page := make([]byte, image.PageSize)
+	for left := int(c.entry.GetBytes()); left > 0; {
+		n := min(left, len(page))
+		if _, err := io.ReadFull(d.Payload(), page[:n]); err != nil {
+			return err
+		}
+		if ready, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 0); err != nil || ready == 0 {
+			return fmt.Errorf("pipe %d is full before its %d bytes are in it", c.entry.GetPipeId(), c.entry.GetBytes())
+		}
+		if _, err := unix.Write(fd, page[:n]); err != nil {
+			return fmt.Errorf("write to pipe %d: %w", c.entry.GetPipeId(), err)
+		}
+		left -= n
 	}
 	return nil
 }
@@ -214,27 +227,4 @@ func (c *contents) resize(fd int) error {
 		return nil
 	}
 	return fmt.Errorf("pipe %d cannot be made %d bytes large (raise fs.pipe-max-size): %w", c.entry.GetPipeId(), want, err)
-}
-
-// pipeWriter writes into a pipe that nobody reads from: what does not fit is an error, not a wait.
-type pipeWriter struct {
-	fd int
-	c  *contents
-}
-
-func (w pipeWriter) Write(p []byte) (int, error) {
-	done := 0
-	for done < len(p) {
-		pfd := []unix.PollFd{{Fd: int32(w.fd), Events: unix.POLLOUT}}
-		if n, err := unix.Poll(pfd, 0); err != nil || n == 0 {
-			return done, fmt.Errorf("pipe %d is full before its %d bytes are in it", w.c.entry.GetPipeId(), w.c.entry.GetBytes())
-		}
-		// While a page is free, a page can be written without a wait.
-		n, err := unix.Write(w.fd, p[done:min(done+image.PageSize, len(p))])
-		if err != nil {
-			return done, fmt.Errorf("write to pipe %d: %w", w.c.entry.GetPipeId(), err)
-		}
-		done += n
-	}
-	return done, nil
 }
