@@ -25,7 +25,14 @@ func Dump(ctx context.Context, o *options.Options) error {
 	if err := d.scripts.Run(ctx, preDump); err != nil {
 		return err
 	}
-	err = runGraph(ctx, d.graph(), o)
+	g := d.graph()
+	if d.guard, err = startGuardian(g); err != nil {
+		return err
+	}
+	err = runGraph(ctx, g, o)
+	if d.guard != nil {
+		err = errors.Join(err, d.guard.Close())
+	}
 	if errors.Is(err, errDryRun) {
 		return d.env.Obstacles.Err()
 	}

@@ -8,6 +8,7 @@ import (
 
 	"cryo/collectors"
 	"cryo/internal/actions"
+	"cryo/internal/guardian"
 	"cryo/internal/image"
 	"cryo/internal/objid"
 	"cryo/internal/options"
@@ -31,9 +32,12 @@ type dumper struct {
 	log     *slog.Logger
 	env     *collectors.Env
 	sink    sinks.Sink
+	images  *os.File // directory the set goes to; nil if it goes elsewhere
 	scripts *actions.Runner
 	stats   stats.Dump
 	undo    *pipeline.UndoStack
+	guard   *guardian.Guardian // nil: there is none
+	began   time.Time
 
 	tracer  *ptrace.Tracer
 	freezer *freezer
@@ -49,21 +53,21 @@ type dumper struct {
 
 // newDumper prepares everything that needs no stopped task.
 func newDumper(o *options.Options) (*dumper, error) {
-	d := &dumper{o: o, log: slog.Default(), tracer: ptrace.NewTracer()}
-	images, err := imagesDir(o)
-	if err == nil {
-		d.sink, err = openSink(o, images)
+	d := &dumper{o: o, log: slog.Default(), tracer: ptrace.NewTracer(), began: time.Now()}
+	var err error
+	if d.images, err = imagesDir(o); err == nil {
+		d.sink, err = openSink(o, d.images)
 	}
 	if err != nil {
 		d.tracer.Close()
 		return nil, err
 	}
-	d.scripts = &actions.Runner{Scripts: o.ActionScripts, ImageDir: images}
+	d.scripts = &actions.Runner{Scripts: o.ActionScripts, ImageDir: d.images}
 	d.scripts.SetInit(o.Tree)
 	d.freezer = newFreezer(time.Duration(o.Timeout) * time.Second)
 	d.env = &collectors.Env{
 		Options: o, DryRun: o.DryRun, Images: d.sink, Obstacles: &collectors.Obstacles{}, IDs: objid.NewAllocator(),
-		Undo: d.pushUndo, VPid: d.vpid,
+		Undo: func(name string, back func(context.Context) error) error { return d.pushUndo(name, back) }, VPid: d.vpid,
 	}
 	if o.DryRun {
 		d.env.Images = discard{}
@@ -89,13 +93,11 @@ func (d *dumper) close() {
 	for _, t := range d.freezer.tasks {
 		t.Close()
 	}
-	if d.scripts.ImageDir != nil {
-		d.scripts.ImageDir.Close()
-	}
+	d.images.Close()
 }
 
-func (d *dumper) pushUndo(name string, back func(context.Context) error) error {
-	_, err := d.undo.Push(name, 0, back)
+func (d *dumper) pushUndo(name string, back func(context.Context) error, records ...pipeline.UndoRecord) error {
+	_, err := d.undo.Push(name, 0, back, records...)
 	return err
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"cryo/collectors"
 	"cryo/pipeline"
@@ -15,7 +16,8 @@ var errDryRun = errors.New("dry run")
 // parasiteState asks all tasks about themselves and emits them. It is where a dump that cannot be done is refused, with
 // everything that stands in its way, before memory is stored.
 func (d *dumper) parasiteState(s *pipeline.Stage, tasks []*collectors.Task, emit func(*collectors.Task) error) error {
-	if err := d.pushUndo("take the parasites out", d.ejectAll(tasks)); err != nil {
+	records := evictions(tasks)
+	if err := d.pushUndo("take the parasites out", d.ejectAll(tasks), records...); err != nil {
 		return err
 	}
 	if err := d.tracer.Do(func() error { return d.ask(tasks) }); err != nil {
@@ -73,4 +75,19 @@ func (d *dumper) ejectAll(tasks []*collectors.Task) func(context.Context) error 
 			return errors.Join(errs...)
 		})
 	}
+}
+
+// evictions is what the guardian has to know to take the engine out of tasks.
+func evictions(tasks []*collectors.Task) []pipeline.UndoRecord {
+	var records []pipeline.UndoRecord
+	for chunk := range slices.Chunk(tasks, pidsPerRecord) {
+		var r evict
+		for _, t := range chunk {
+			if t.Live() {
+				r.Pids = append(r.Pids, t.Pid)
+			}
+		}
+		records = append(records, r)
+	}
+	return records
 }

@@ -18,6 +18,9 @@ func (d *dumper) seize(s *pipeline.Stage, emit func(*Tree) error) error {
 	if err := d.pushUndo("let the tree go", d.thaw); err != nil {
 		return err
 	}
+	if err := d.ownSet(); err != nil {
+		return err
+	}
 	freezing := d.stats.Freezing.Start()
 	d.frozen = d.stats.Frozen.Start()
 	var root *collectors.Task

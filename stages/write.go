@@ -1,8 +1,6 @@
 package stages
 
 import (
-	"context"
-	"fmt"
 	"time"
 
 	"cryo/arch"
@@ -59,33 +57,34 @@ func zombieCore(t *collectors.Task) *criu_core.CoreEntry {
 }
 
 // writeImages writes the images of the whole tree and returns the inventory.
-func (d *dumper) writeImages(s *pipeline.Stage, tasks []*collectors.Task, shared *Shared) (*inventory.InventoryEntry, error) {
+func (d *dumper) writeImages(s *pipeline.Stage, tasks []*collectors.Task, shared *Shared) (valid, error) {
 	set := d.env.Images
 	if err := d.memory.shared(s); err != nil {
-		return nil, err
+		return valid{}, err
 	}
 	// What is found only while memory is read refuses the dump here.
 	if err := d.env.Obstacles.Err(); err != nil {
-		return nil, err
+		return valid{}, err
 	}
 	if err := writePstree(set, tasks); err != nil {
-		return nil, err
+		return valid{}, err
 	}
 	if err := d.env.Files.Write(); err != nil {
-		return nil, err
+		return valid{}, err
 	}
 	if err := image.Write(set, image.Seccomp, 0, d.tracees.Seccomp()); err != nil {
-		return nil, err
+		return valid{}, err
 	}
 	if cgroups := d.cgroups.Entry(); cgroups != nil && d.o.ManageCgroups != options.CgroupIgnore {
 		if err := image.Write(set, image.Cgroup, 0, cgroups); err != nil {
-			return nil, err
+			return valid{}, err
 		}
 	}
 	if err := writeClocks(set); err != nil {
-		return nil, err
+		return valid{}, err
 	}
-	return d.inventory()
+	inv, err := d.inventory()
+	return valid{tasks, inv}, err
 }
 
 func writePstree(set image.Creator, tasks []*collectors.Task) error {
@@ -145,37 +144,4 @@ func (d *dumper) inventory() (*inventory.InventoryEntry, error) {
 		e.DumpUptime = proto.Uint64(uint64(ts.Nano()) / uint64(time.Microsecond))
 	}
 	return e, nil
-}
-
-// commit makes the set valid. The tree still stands still and can go on.
-func (d *dumper) commit(s *pipeline.Stage, inv *inventory.InventoryEntry) (*inventory.InventoryEntry, error) {
-	if err := d.pushUndo("remove the set", func(context.Context) error { return d.sink.Abort() }); err != nil {
-		return nil, err
-	}
-	if err := d.sink.Commit(inv); err != nil {
-		return nil, fmt.Errorf("complete the image set: %w", err)
-	}
-	d.postFailed = d.scripts.Run(s.Context(), postDump)
-	return inv, nil
-}
-
-// finish is past the point of no return: it kills the tree, or lets it go.
-func (d *dumper) finish(*pipeline.Stage, *inventory.InventoryEntry) error {
-	defer d.frozen()
-	if err := d.undo.Commit(); err != nil {
-		return err
-	}
-	final := d.o.Final
-	if d.postFailed != nil {
-		final = options.LeaveRunning
-	}
-	return d.tracer.Do(func() error {
-		switch final {
-		case options.LeaveRunning:
-			return d.freezer.thaw()
-		case options.LeaveStopped:
-			return d.freezer.stop()
-		}
-		return d.freezer.kill()
-	})
 }

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"cryo/internal/guardian"
 	"cryo/internal/log"
 	"cryo/internal/options"
 	"cryo/stages"
@@ -42,7 +43,10 @@ var verbs = map[options.Verb]func(context.Context, *options.Options) error{
 	options.CPUInfoCheck: cpuinfoCheck,
 }
 
-func main() { os.Exit(run(os.Args[1:])) }
+func main() {
+	guardian.Main(stages.GuardianKinds()...)
+	os.Exit(run(os.Args[1:]))
+}
 
 // run does what a command line asks for and returns the exit status: 0, or 1 for every failure, as criu's.
 func run(args []string) int {

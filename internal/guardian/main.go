@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,9 +24,16 @@ const (
 // doBound is how long one record may take.
 const doBound = 10 * time.Second
 
+// available is whether this executable can be a guardian.
+var available atomic.Bool
+
+// Available says whether Main has been called, so that Start starts a guardian and not something else.
+func Available() bool { return available.Load() }
+
 // Main makes this process a guardian, and does not return, if it was started as one; else it does nothing. Call it first
 // thing in main. The guardian knows the given kinds besides those of this package.
 func Main(kinds ...Kind) {
+	available.Store(true)
 	if len(os.Args) != 1 || os.Args[0] != argv0 {
 		return
 	}

@@ -1,0 +1,115 @@
+package stages
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"cryo/collectors"
+	"cryo/internal/options"
+	"cryo/pipeline"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/inventory"
+)
+
+// valid is a tree whose set is complete.
+type valid struct {
+	tasks []*collectors.Task
+	inv   *inventory.InventoryEntry
+}
+
+// clockLag is how far the time stamps of files may be behind the clock.
+const clockLag = 20 * time.Millisecond
+
+// ownSet puts the removal of everything the dump writes on the undo stack. It comes before the first file.
+func (d *dumper) ownSet() error {
+	remove := func(context.Context) error { return d.sink.Abort() }
+	if d.images == nil {
+		return d.pushUndo("remove the set", remove)
+	}
+	return d.pushUndo("remove the set", remove, removeSet{Dir: d.images, Since: d.began.Add(-clockLag).UnixNano()})
+}
+
+// commit makes the set valid. The tree still stands still and can go on.
+func (d *dumper) commit(s *pipeline.Stage, v valid) (valid, error) {
+	if err := d.sink.Commit(v.inv); err != nil {
+		return v, fmt.Errorf("complete the image set: %w", err)
+	}
+	d.postFailed = d.scripts.Run(s.Context(), postDump)
+	return v, nil
+}
+
+// finish is past the point of no return: it ends the tree, or lets it go. What is left to do is given to the guardian
+// first, so that it is done even if the tool is killed here.
+func (d *dumper) finish(_ *pipeline.Stage, v valid) error {
+	defer d.frozen()
+	final := d.o.Final
+	if d.postFailed != nil {
+		final = options.LeaveRunning
+	}
+	if final == options.Kill {
+		return d.endTree(v.tasks)
+	}
+	forget, err := d.insure(evictions(v.tasks))
+	if err != nil {
+		return err
+	}
+	defer forget()
+	if err := d.undo.Commit(); err != nil {
+		return err
+	}
+	if err := d.ejectAll(v.tasks)(context.Background()); err != nil {
+		return err
+	}
+	return d.tracer.Do(func() error {
+		if final == options.LeaveStopped {
+			return d.freezer.stop()
+		}
+		return d.freezer.thaw()
+	})
+}
+
+// endTree kills all tasks.
+func (d *dumper) endTree(tasks []*collectors.Task) error {
+	var records []pipeline.UndoRecord
+	for chunk := range slices.Chunk(tasks, pidsPerRecord) {
+		var r killTasks
+		for _, t := range chunk {
+			if t.Live() {
+				r.Tasks = append(r.Tasks, taskID{t.Pid, t.Stat.StartTime})
+			}
+		}
+		records = append(records, r)
+	}
+	forget, err := d.insure(records)
+	if err != nil {
+		return err
+	}
+	defer forget()
+	if err := d.undo.Commit(); err != nil {
+		return err
+	}
+	return d.tracer.Do(d.freezer.kill)
+}
+
+// insure gives the guardian what is to be done after the commit; forget tells it that it has been done.
+func (d *dumper) insure(records []pipeline.UndoRecord) (forget func(), err error) {
+	var forgets []func()
+	forget = func() {
+		for _, f := range forgets {
+			f()
+		}
+	}
+	if d.guard == nil {
+		return forget, nil
+	}
+	for _, r := range records {
+		f, err := d.guard.Finish(r)
+		if err != nil {
+			return forget, err
+		}
+		forgets = append(forgets, f)
+	}
+	return forget, nil
+}

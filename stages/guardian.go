@@ -1,0 +1,166 @@
+package stages
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"cryo/internal/guardian"
+	"cryo/internal/procfs"
+	"cryo/internal/remote"
+	"cryo/pipeline"
+
+	"golang.org/x/sys/unix"
+)
+
+// GuardianKinds are the undo steps of dumps and restores that the guardian can do. Whoever wants a guardian calls
+// guardian.Main(GuardianKinds()...) first thing in main.
+func GuardianKinds() []guardian.Kind {
+	return []guardian.Kind{
+		{Name: evict{}.UndoKind(), Do: doEvict},
+		{Name: killTasks{}.UndoKind(), Do: doKillTasks},
+		{Name: removeSet{}.UndoKind(), Do: doRemoveSet},
+	}
+}
+
+// journal is a guardian as package pipeline wants it.
+type journal struct{ *guardian.Guardian }
+
+// Record implements pipeline.Journal.
+func (j journal) Record(r pipeline.UndoRecord) (func(), error) { return j.Guardian.Record(r) }
+
+// evict takes engines out of tasks that the tool has died in.
+type evict struct{ Pids []int }
+
+// UndoKind implements pipeline.UndoRecord.
+func (evict) UndoKind() string { return "evict" }
+
+func doEvict(ctx context.Context, data json.RawMessage, _ []int) error {
+	var r evict
+	if err := json.Unmarshal(data, &r); err != nil {
+		return err
+	}
+	var errs []error
+	for _, pid := range r.Pids {
+		errs = append(errs, remote.Evict(ctx, pid))
+	}
+	return errors.Join(errs...)
+}
+
+// killTasks ends tasks that a dump has committed to end.
+type killTasks struct{ Tasks []taskID }
+
+// taskID names a task whose pid may be somebody else's by the time it is used.
+type taskID struct {
+	Pid   int
+	Start uint64 // start time in ticks since boot
+}
+
+// UndoKind implements pipeline.UndoRecord.
+func (killTasks) UndoKind() string { return "kill-tasks" }
+
+func doKillTasks(_ context.Context, data json.RawMessage, _ []int) error {
+	var r killTasks
+	if err := json.Unmarshal(data, &r); err != nil {
+		return err
+	}
+	var errs []error
+	for _, t := range r.Tasks {
+		errs = append(errs, t.kill())
+	}
+	return errors.Join(errs...)
+}
+
+// kill ends the task if it is still the same. The pidfd is taken first, so what is killed is what was looked at.
+func (t taskID) kill() error {
+	pidfd, err := unix.PidfdOpen(t.Pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("pidfd_open of task %d: %w", t.Pid, err)
+	}
+	defer unix.Close(pidfd)
+	dir, err := procfs.OpenTask(t.Pid)
+	if err != nil {
+		return nil // it has ended
+	}
+	defer dir.Close()
+	if stat, err := dir.Stat(); err != nil || stat.StartTime != t.Start {
+		return nil
+	}
+	if err := unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill task %d: %w", t.Pid, err)
+	}
+	return nil
+}
+
+// removeSet removes the image files that a dump has made in a directory, and no other: those made since it began.
+type removeSet struct {
+	Dir *os.File `json:"-"`
+	// Since is the time the dump began, by the clock of the images' filesystem: birth or change of a file just made.
+	Since int64
+}
+
+// UndoKind implements pipeline.UndoRecord.
+func (removeSet) UndoKind() string { return "remove-set" }
+
+// Descriptors implements guardian.Holder.
+func (r removeSet) Descriptors() []*os.File { return []*os.File{r.Dir} }
+
+func doRemoveSet(_ context.Context, data json.RawMessage, fds []int) error {
+	var r removeSet
+	if err := json.Unmarshal(data, &r); err != nil {
+		return err
+	}
+	if len(fds) != 1 {
+		return errors.New("no directory came with the record")
+	}
+	// The descriptor that was sent shares its position with others.
+	fd, err := unix.Openat(fds[0], ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	dir := os.NewFile(uintptr(fd), "images directory")
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range names {
+		var st unix.Stat_t
+		if !isImage(name) || unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Ctim.Nano() < r.Since {
+			continue
+		}
+		if err := unix.Unlinkat(fd, name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("remove %s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// isImage says whether a file may be of an image set, by its name.
+func isImage(name string) bool {
+	return strings.HasSuffix(name, ".img") || strings.HasSuffix(name, ".img.tmp") || name == "parent"
+}
+
+// startGuardian starts a guardian for a run and makes it the journal of its graph. It is nil, and nothing is kept, where
+// the executable is not made to be one.
+func startGuardian(g *pipeline.Graph) (*guardian.Guardian, error) {
+	if !guardian.Available() {
+		return nil, nil
+	}
+	guard, err := guardian.Start(nil)
+	if err != nil {
+		return nil, err
+	}
+	g.SetJournal(journal{guard})
+	return guard, nil
+}
+
+// pidsPerRecord keeps a record below the size of a message.
+const pidsPerRecord = 2000
