@@ -11,7 +11,6 @@ import (
 	"cryo/internal/image"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pagemap"
-	"google.golang.org/protobuf/proto"
 )
 
 // dirPagemap is a page map in a directory: pagemap-ID.img and pages-N.img.
@@ -64,14 +63,7 @@ func (p *dirPagemap) store(run image.Run) error {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
-	return p.enc.Entry(pagemapEntry(&run))
-}
-
-// pagemapEntry is a run as criu 4.2 writes it: nr_pages counts, the older field, which is required, is 0.
-func pagemapEntry(run *image.Run) *pagemap.PagemapEntry {
-	return &pagemap.PagemapEntry{
-		Vaddr: &run.Addr, CompatNrPages: proto.Uint32(0), NrPages: &run.Pages, Flags: &run.Flags,
-	}
+	return p.enc.Run(run)
 }
 
 func (p *dirPagemap) Add(vaddr, pages uint64, flags uint32) error { return p.add(vaddr, pages, flags) }

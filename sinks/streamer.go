@@ -207,7 +207,7 @@ func (p *streamPagemap) store(run image.Run) error {
 	if run.Flags&image.PEParent != 0 {
 		return fmt.Errorf("%s: pages at %#x are said to be in a parent, which a stream has not", p.name, run.Addr)
 	}
-	return p.enc.Entry(pagemapEntry(&run))
+	return p.enc.Run(run)
 }
 
 func (p *streamPagemap) Add(vaddr, pages uint64, flags uint32) error {

@@ -101,6 +101,20 @@ func (d *Decoder) NextInto(m proto.Message) error {
 	return nil
 }
 
+// NextBytes is Next for images with so many small entries that a message for each is too much: the encoded entry,
+// valid until the next call. It is for kinds without payload.
+func (d *Decoder) NextBytes() ([]byte, error) {
+	b, err := d.raw(d.typ.MaxEntry)
+	if err != nil {
+		if err == io.EOF {
+			return nil, err
+		}
+		return nil, d.fail(d.entry, err)
+	}
+	d.entry++
+	return b, nil
+}
+
 // Payload reads the raw bytes after the current entry: as many as the entry said, padding included, an error
 // when the file has fewer.
 func (d *Decoder) Payload() io.Reader { return (*payloadReader)(d) }
@@ -157,23 +171,32 @@ func (d *Decoder) skip() error {
 	return nil
 }
 
-// message reads u32 size and that many bytes. io.EOF only when the file ended before the size.
+// message reads a message and its size. io.EOF only when the file ended before the size.
 func (d *Decoder) message(m proto.Message, limit uint32) error {
+	b, err := d.raw(limit)
+	if err != nil {
+		return err
+	}
+	return unmarshal.Unmarshal(b, m)
+}
+
+// raw reads u32 size and that many bytes.
+func (d *Decoder) raw(limit uint32) ([]byte, error) {
 	size, err := d.u32()
 	if err != nil {
 		if err == io.EOF {
-			return err
+			return nil, err
 		}
-		return cut(err, "the size of the entry")
+		return nil, cut(err, "the size of the entry")
 	}
 	if size > limit {
-		return fmt.Errorf("%d bytes long where at most %d are accepted", size, limit)
+		return nil, fmt.Errorf("%d bytes long where at most %d are accepted", size, limit)
 	}
 	b, err := d.bytes(int(size))
 	if err != nil {
-		return cut(err, fmt.Sprintf("an entry of %d bytes", size))
+		return nil, cut(err, fmt.Sprintf("an entry of %d bytes", size))
 	}
-	return unmarshal.Unmarshal(b, m)
+	return b, nil
 }
 
 // bytes reads n bytes into a buffer that is valid until the next call and grows with what is there: a size
@@ -192,11 +215,16 @@ func (d *Decoder) bytes(n int) ([]byte, error) {
 }
 
 func (d *Decoder) u32() (uint32, error) {
-	var b [4]byte
-	if _, err := io.ReadFull(d.r, b[:]); err != nil {
+	b, err := d.r.Peek(4)
+	if err != nil {
+		if err == io.EOF && len(b) > 0 {
+			err = io.ErrUnexpectedEOF
+		}
 		return 0, err
 	}
-	return binary.LittleEndian.Uint32(b[:]), nil
+	v := binary.LittleEndian.Uint32(b)
+	d.r.Discard(4)
+	return v, nil
 }
 
 func (d *Decoder) fail(n int, err error) error {

@@ -52,6 +52,15 @@ func (e *Encoder) Entry(m proto.Message) error {
 	return nil
 }
 
+// Run writes a run of a page map as its next entry.
+func (e *Encoder) Run(r Run) error {
+	e.buf = appendRun(e.buf[:0], r)
+	e.n++
+	e.u32(uint32(len(e.buf)))
+	_, err := e.w.Write(e.buf)
+	return e.wrap(err)
+}
+
 // Payload writes the raw bytes of the last entry from r: as many as the entry announced, with zeros for the
 // padding where r ends before it; to the end of r where the entry has no length.
 func (e *Encoder) Payload(r io.Reader) error {
@@ -116,9 +125,7 @@ func (e *Encoder) message(m proto.Message) error {
 
 // u32 needs no error: a bufio.Writer keeps it until Flush.
 func (e *Encoder) u32(v uint32) {
-	var b [4]byte
-	binary.LittleEndian.PutUint32(b[:], v)
-	e.w.Write(b[:])
+	e.w.Write(binary.LittleEndian.AppendUint32(e.w.AvailableBuffer(), v))
 }
 
 func (e *Encoder) wrap(err error) error {

@@ -6,7 +6,6 @@ import (
 	"iter"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pagemap"
-	"google.golang.org/protobuf/proto"
 )
 
 // PageSize is the unit of page maps. Every architecture that is supported has it.
@@ -54,7 +53,6 @@ type PagemapReader struct {
 
 	dec   *Decoder
 	close io.Closer
-	entry pagemap.PagemapEntry
 	end   uint64
 }
 
@@ -80,11 +78,11 @@ func ReadPagemap(src Source, kind PagemapKind, id uint64) (*PagemapReader, error
 
 // Next returns the next run; io.EOF after the last. Runs ascend, do not overlap and end below 2^64.
 func (p *PagemapReader) Next() (Run, error) {
-	proto.Reset(&p.entry)
-	if err := p.dec.NextInto(&p.entry); err != nil {
+	b, err := p.dec.NextBytes()
+	if err != nil {
 		return Run{}, err
 	}
-	run, err := runOf(&p.entry)
+	run, err := parseRun(b)
 	if err == nil && run.Addr < p.end {
 		err = fmt.Errorf("vaddr %#x is not past the run before, which ends at %#x", run.Addr, p.end)
 	}
@@ -109,29 +107,3 @@ func (p *PagemapReader) Runs() iter.Seq2[Run, error] {
 
 // Close closes the image.
 func (p *PagemapReader) Close() error { return p.close.Close() }
-
-// runOf reads an entry as its writer meant it: criu before 4.2 had 32 bits for the number of pages, and very
-// old ones in_parent instead of flags.
-func runOf(e *pagemap.PagemapEntry) (Run, error) {
-	r := Run{Addr: e.GetVaddr(), Pages: uint64(e.GetCompatNrPages()), Flags: e.GetFlags()}
-	if e.NrPages != nil {
-		r.Pages = e.GetNrPages()
-	}
-	switch {
-	case e.GetInParent():
-		r.Flags |= PEParent
-	case e.Flags == nil:
-		r.Flags = PEPresent
-	}
-	switch {
-	case len(e.ProtoReflect().GetUnknown()) > 0:
-		return r, fmt.Errorf("has fields criu 4.2 does not know; compressed pages are not read yet")
-	case r.Addr%PageSize != 0:
-		return r, fmt.Errorf("vaddr %#x is not on a page boundary", r.Addr)
-	case r.Pages > (1<<63)/PageSize || r.Addr+r.Pages*PageSize < r.Addr:
-		return r, fmt.Errorf("nr_pages %d at %#x goes past the address space", r.Pages, r.Addr)
-	case r.Flags&^(PEParent|PELazy|PEPresent) != 0:
-		return r, fmt.Errorf("flags %#x has bits that are not known", r.Flags)
-	}
-	return r, nil
-}

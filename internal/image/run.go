@@ -1,0 +1,96 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/pagemap"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+// A page map has an entry a run and a fragmented task millions of runs, so they are encoded and decoded by hand,
+// without a message for each. The numbers of the fields are those of the message.
+var (
+	runVaddr    = runField("vaddr")
+	runCompatNr = runField("compat_nr_pages")
+	runInParent = runField("in_parent")
+	runFlags    = runField("flags")
+	runNrPages  = runField("nr_pages")
+)
+
+func runField(name protoreflect.Name) protowire.Number {
+	return (*pagemap.PagemapEntry)(nil).ProtoReflect().Descriptor().Fields().ByName(name).Number()
+}
+
+// appendRun encodes a run as criu 4.2 does: nr_pages counts, the older field, which is required, is 0.
+func appendRun(b []byte, r Run) []byte {
+	field := func(n protowire.Number, v uint64) {
+		b = protowire.AppendVarint(protowire.AppendTag(b, n, protowire.VarintType), v)
+	}
+	field(runVaddr, r.Addr)
+	field(runCompatNr, 0)
+	field(runFlags, uint64(r.Flags))
+	field(runNrPages, r.Pages)
+	return b
+}
+
+// parseRun decodes an entry as its writer meant it: criu before 4.2 had 32 bits for the number of pages, and very
+// old ones in_parent instead of flags.
+func parseRun(b []byte) (Run, error) {
+	var r Run
+	var compat, pages uint64
+	var hasVaddr, hasCompat, hasPages, hasFlags, inParent bool
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return r, protowire.ParseError(n)
+		}
+		if num < runVaddr || num > runNrPages || typ != protowire.VarintType {
+			return r, fmt.Errorf("has a field %d criu 4.2 does not know; compressed pages are not read yet", num)
+		}
+		v, m := protowire.ConsumeVarint(b[n:])
+		if m < 0 {
+			return r, protowire.ParseError(m)
+		}
+		b = b[n+m:]
+		switch num {
+		case runVaddr:
+			r.Addr, hasVaddr = v, true
+		case runCompatNr:
+			compat, hasCompat = uint64(uint32(v)), true
+		case runInParent:
+			inParent = v != 0
+		case runFlags:
+			r.Flags, hasFlags = uint32(v), true
+		case runNrPages:
+			pages, hasPages = v, true
+		}
+	}
+	if !hasVaddr || !hasCompat {
+		return r, errors.New("vaddr or compat_nr_pages, which are required, is missing")
+	}
+	if r.Pages = compat; hasPages {
+		r.Pages = pages
+	}
+	switch {
+	case inParent:
+		r.Flags |= PEParent
+	case !hasFlags:
+		r.Flags = PEPresent
+	}
+	return r, r.check()
+}
+
+// check refuses what cannot be a run.
+func (r Run) check() error {
+	switch {
+	case r.Addr%PageSize != 0:
+		return fmt.Errorf("vaddr %#x is not on a page boundary", r.Addr)
+	case r.Pages > (1<<63)/PageSize || r.Addr+r.Pages*PageSize < r.Addr:
+		return fmt.Errorf("nr_pages %d at %#x goes past the address space", r.Pages, r.Addr)
+	case r.Flags&^(PEParent|PELazy|PEPresent) != 0:
+		return fmt.Errorf("flags %#x has bits that are not known", r.Flags)
+	}
+	return nil
+}

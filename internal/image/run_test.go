@@ -1,0 +1,54 @@
+package image
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/pagemap"
+	"google.golang.org/protobuf/proto"
+)
+
+// The hand-made codec of runs against the message's own.
+func TestRunCodec(t *testing.T) {
+	for range 10000 {
+		run := Run{Addr: rand.Uint64() >> rand.IntN(52) << 12 >> 1 &^ 0xfff, Pages: rand.Uint64() >> (20 + rand.IntN(44)), Flags: rand.Uint32() & 7}
+		want, err := marshal.Marshal(&pagemap.PagemapEntry{
+			Vaddr: &run.Addr, CompatNrPages: proto.Uint32(0), NrPages: &run.Pages, Flags: &run.Flags,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := appendRun(nil, run); !bytes.Equal(got, want) {
+			t.Fatalf("%+v is encoded as %x, not %x", run, got, want)
+		}
+		if got, err := parseRun(want); got != run || (err == nil) != (run.check() == nil) {
+			t.Fatalf("%+v is decoded as %+v, %v", run, got, err)
+		}
+	}
+}
+
+func TestRunOfOldWriters(t *testing.T) {
+	vaddr, nr := proto.Uint64(0x1000), proto.Uint32(3)
+	for _, c := range []struct {
+		entry *pagemap.PagemapEntry
+		want  Run
+	}{
+		{&pagemap.PagemapEntry{Vaddr: vaddr, CompatNrPages: nr}, Run{0x1000, 3, PEPresent}},
+		{&pagemap.PagemapEntry{Vaddr: vaddr, CompatNrPages: nr, InParent: proto.Bool(true)}, Run{0x1000, 3, PEParent}},
+		{&pagemap.PagemapEntry{Vaddr: vaddr, CompatNrPages: nr, InParent: proto.Bool(false)}, Run{0x1000, 3, PEPresent}},
+		{&pagemap.PagemapEntry{Vaddr: vaddr, CompatNrPages: nr, Flags: proto.Uint32(PELazy)}, Run{0x1000, 3, PELazy}},
+		{&pagemap.PagemapEntry{Vaddr: vaddr, CompatNrPages: nr, NrPages: proto.Uint64(5), Flags: proto.Uint32(0)}, Run{0x1000, 5, 0}},
+	} {
+		b, err := proto.Marshal(c.entry)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := parseRun(b); got != c.want || err != nil {
+			t.Errorf("%v: %+v, %v; want %+v", c.entry, got, err, c.want)
+		}
+	}
+	if _, err := parseRun(nil); err == nil {
+		t.Error("an empty entry was taken")
+	}
+}
