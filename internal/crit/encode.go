@@ -348,7 +348,7 @@ type surrogates struct {
 	pending []byte // read and not yet given out; may end inside an escape
 	ready   int    // bytes of pending that can go
 	err     error
-	high    bool // the escape before was the first half of a pair
+	before  string // the digits of the escape just before; the first half of a pair is in d800 to dbff
 }
 
 func (s *surrogates) Read(b []byte) (int, error) {
@@ -373,7 +373,7 @@ func (s *surrogates) rewrite(in []byte, end bool) []byte {
 	for i := 0; i < len(in); {
 		if in[i] != '\\' {
 			out = append(out, in[i])
-			s.high = false
+			s.before = ""
 			i++
 			continue
 		}
@@ -385,15 +385,22 @@ func (s *surrogates) rewrite(in []byte, end bool) []byte {
 		if len(in)-i >= 6 && in[i+1] == 'u' {
 			n = 6
 			hex := strings.ToLower(string(in[i+2 : i+6]))
-			lone := !s.high && strings.HasPrefix(hex, "dc") && hex >= "dc80" && hex <= "dcff"
-			s.high = hex >= "d800" && hex < "dc00"
-			if lone {
+			before := s.before
+			s.before = hex
+			switch paired := before >= "d800" && before < "dc00"; {
+			case !paired && hex >= "dc80" && hex <= "dcff":
 				out = append(out, string(mark)+`\u00`+hex[2:]...)
+				i += n
+				continue
+			case before == "dbff" && hex == "dffd":
+				// The mark itself, twice.
+				out = append(out, in[i:i+n]...)
+				out = append(out, string(mark)...)
 				i += n
 				continue
 			}
 		} else {
-			s.high = false
+			s.before = ""
 		}
 		n = min(n, len(in)-i)
 		out = append(out, in[i:i+n]...)
@@ -411,11 +418,15 @@ func unescape(s string) string {
 	var b strings.Builder
 	for len(s) > 0 {
 		r, n := utf8.DecodeRuneInString(s)
-		if r == mark {
-			s = s[n:]
-			r, n = utf8.DecodeRuneInString(s)
-			b.WriteByte(byte(r))
-		} else {
+		next, m := utf8.DecodeRuneInString(s[n:])
+		switch {
+		case r == mark && next >= 0x80 && next <= 0xff:
+			b.WriteByte(byte(next))
+			n += m
+		case r == mark && next == mark:
+			b.WriteString(s[:n])
+			n += m
+		default:
 			b.WriteString(s[:n])
 		}
 		s = s[n:]
