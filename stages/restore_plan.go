@@ -37,6 +37,9 @@ const (
 // plan turns a set into a restorePlan, or says what stands in the way.
 func (r *restorer) plan(_ *pipeline.Stage, set *restorers.Set) (*restorePlan, error) {
 	p := &restorePlan{set: set, layouts: map[*restorers.Node]*restorers.Layout{}, spaces: map[*restorers.Node]*restorers.Space{}}
+	if err := r.checkCPU(); err != nil {
+		return nil, err
+	}
 	var err error
 	if p.base, err = restorers.ReadBase(); err != nil {
 		return nil, err

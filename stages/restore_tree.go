@@ -2,6 +2,7 @@ package stages
 
 import (
 	"context"
+	"cryo/internal/actions"
 	"errors"
 	"fmt"
 
@@ -58,6 +59,12 @@ func (r *restorer) forkTree(s *pipeline.Stage, p *restorePlan) (*family, error) 
 	root, err := r.spawn(s, p)
 	if err != nil {
 		return nil, err
+	}
+	// The root is in its namespaces from its first moment on; a script may add to them before it does anything.
+	for _, phase := range []actions.Phase{actions.SetupNamespaces, actions.PostSetupNamespaces} {
+		if err := r.scripts.Run(s.Context(), phase); err != nil {
+			return nil, err
+		}
 	}
 	for level := []*member{root}; len(level) > 0; {
 		if err := r.buildMemory(s, f, level); err != nil {

@@ -83,6 +83,9 @@ func (d *dumper) writeImages(s *pipeline.Stage, tasks []*collectors.Task, shared
 	if err := writeClocks(set); err != nil {
 		return valid{}, err
 	}
+	if err := writeCPU(set, d.o); err != nil {
+		return valid{}, err
+	}
 	inv, err := d.inventory()
 	return valid{tasks, inv}, err
 }

@@ -131,9 +131,9 @@ func TestParse(t *testing.T) {
 		{"cpuinfo check", func(o *Options) { o.Verb = CPUInfoCheck }},
 	} {
 		want := Default()
-		want.Verb = Dump
+		want.Verb, want.Tree = Dump, 1
 		tc.want(want)
-		got, err := Parse(strings.Fields(tc.args))
+		got, err := Parse(append([]string{"-t1"}, strings.Fields(tc.args)...))
 		if err != nil {
 			t.Errorf("criu %s: %v", tc.args, err)
 			continue
@@ -170,8 +170,7 @@ func TestParseRefuses(t *testing.T) {
 		"dump --inherit-fd 3:x":              "is not of the form",
 		"dump --empty-ns pid":                "only net can",
 		"dump --manage-cgroups=x":            "is not one of",
-		"dump more":                          "takes no argument",
-		"dump --exec-cmd x":                  "for restore only",
+		"dump -t1 --exec-cmd x":              "for restore only",
 		"restore --exec-cmd":                 "needs a command",
 		"restore -d --exec-cmd x":            "exclude each other",
 		"swrk":                               "takes one descriptor",
@@ -211,11 +210,11 @@ work-dir ""
 manage-cgroups full
 `)
 	want := Default()
-	want.Verb, want.Config = Dump, conf
+	want.Verb, want.Config, want.Tree = Dump, conf, 1
 	want.TCPClose, want.GhostFiemap, want.ShellJob, want.Verbosity = true, false, true, 1
 	want.LogFile, want.LSMProfile, want.ManageCgroups = "x.log", `selinux:a b "c"`, CgroupFull
 	want.External = []string{"dev[1/3]:x"}
-	got, err := Parse([]string{"dump", "--config", conf, "-v1"})
+	got, err := Parse([]string{"dump", "-t1", "--config", conf, "-v1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +249,7 @@ func TestConfigPrecedence(t *testing.T) {
 	}
 	check := func(wantLog string, wantJob bool, args ...string) {
 		t.Helper()
-		o, err := Parse(append([]string{"dump"}, args...))
+		o, err := Parse(append([]string{"dump", "-t1"}, args...))
 		if err != nil {
 			t.Fatal(err)
 		}

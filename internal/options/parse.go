@@ -95,6 +95,10 @@ func (o *Options) setVerb(words []string) error {
 			return usagef("swrk takes one descriptor: criu swrk FD")
 		}
 		return bounded{&o.SwrkFD, 0, maxFD, "descriptor number"}.Set(rest[0], true)
+	case verb&dumping != 0 && o.Tree == 0 && o.Graph == "":
+		return usagef("%s needs the root of a process tree: -t PID", verb)
+	case verb == Restore && o.Sibling && !o.Detach:
+		return usagef("--restore-sibling makes sense with --restore-detached only")
 	case o.execAsked && verb != Restore:
 		return usagef("--exec-cmd is for restore only")
 	case o.execAsked && o.Detach:

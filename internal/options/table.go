@@ -288,7 +288,7 @@ var Table = []Option{
 		watching(func(o *Options) any { return o.PageServerFD }),
 	flag(secServer, "daemon", serving, "", Core, "go to the background once the socket is there",
 		func(o *Options) *bool { return &o.Detach }),
-	text(secServer, "status-fd", "FD", moving|serving, "status_fd", Core, "write \\0 to FD and close it when ready",
+	text(secServer, "status-fd", "FD", serving, "status_fd", Core, "write \\0 to FD and close it when ready",
 		func(o *Options) any { return bounded{&o.StatusFD, 0, maxFD, "descriptor number"} }).
 		watching(func(o *Options) any { return o.StatusFD }),
 	flag(secServer, "tls", dumping|PageServer|LazyPages, "tls", TLSWire, "protect the connection by TLS",
@@ -324,7 +324,7 @@ var Table = []Option{
 		func(o *Options) any { return fdList{&o.CloseFDs} }).watching(func(o *Options) any { return o.CloseFDs }),
 	text(secOther, "libdir", "DIR", moving, "", Plugins, "directory of plugins",
 		func(o *Options) any { return &o.Libdir }).short('L'),
-	flag(secOther, "deprecated", anyVerb, "", Core, "allow what is deprecated",
+	flag(secOther, "deprecated", anyVerb, "", Core, "allow what is deprecated (nothing is, as yet)",
 		func(o *Options) *bool { return &o.Deprecated }),
 	flag(secOther, "help", anyVerb, "", Core, "show this text",
 		func(o *Options) *bool { return &o.Help }).short('h').plain(),
