@@ -38,7 +38,7 @@ demo: build
 
 test: build
 	./testdata/needs.sh
-	CRYO_BIN=$(CURDIR)/bin $(GO) test -timeout $(TESTTIME) $(TESTFLAGS) ./...
+	CRYO_BIN=$(CURDIR)/bin GO=$(GO) ./testdata/test.sh build/test.log -timeout $(TESTTIME) $(TESTFLAGS) ./...
 
 bench: build
 	CRYO_BIN=$(CURDIR)/bin CRYO_BENCH=1 $(GO) test -run Speed -bench . -timeout $(TESTTIME) -v ./internal/e2e
