@@ -20,7 +20,7 @@ var kinds = []Kind{
 	{fdinfo.FdTypes_FIFO, collectors.Fifo{}, restorers.Fifo{}},
 	{fdinfo.FdTypes_EVENTFD, collectors.Eventfd{}, restorers.EventFD{}},
 	{fdinfo.FdTypes_EVENTPOLL, collectors.Eventpoll{}, restorers.EventPoll{}},
-	{fdinfo.FdTypes_NS, collectors.NsFile{}, nil},
+	{fdinfo.FdTypes_NS, collectors.NsFile{}, restorers.NsFile{}},
 	{fdinfo.FdTypes_MEMFD, collectors.Memfd{}, restorers.Memfd{}},
 	{fdinfo.FdTypes_REG, collectors.RegFile{}, restorers.RegFile{}},
 }

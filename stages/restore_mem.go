@@ -11,9 +11,6 @@ import (
 // restoreMem sets what belongs to an address space and is not handed on by a fork, and what a task says of files without
 // a descriptor. No task forks any more.
 func (r *restorer) restoreMem(s *pipeline.Stage, f *family) (*family, error) {
-	if err := r.endHelpers(f); err != nil {
-		return nil, err
-	}
 	live := f.alive()
 	fsDone := map[uint32]bool{}
 	err := r.runAll(live, "finish memory", func(m *member, b *remote.Builder) error {
@@ -31,6 +28,10 @@ func (r *restorer) restoreMem(s *pipeline.Stage, f *family) (*family, error) {
 		return nil
 	})
 	if err != nil {
+		return nil, err
+	}
+	// The working directory may be that of a dead process.
+	if err := r.endHelpers(f); err != nil {
 		return nil, err
 	}
 	if err := f.memfds.Seal(); err != nil {
