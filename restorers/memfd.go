@@ -193,26 +193,19 @@ func (m *Memfds) Close() {
 // Memfd restores descriptors of memory files.
 type Memfd struct{}
 
-// memfdOriginal is what memfd_create returned, by inode.
-type memfdOriginal uint32
-
 // Plan checks that the file is in the set; NewMemfds has checked the rest.
 func (Memfd) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
-	f := &memfdFile{e: e.GetMemfd(), files: p.Opt.Memfds}
-	if f.e.GetFlags()&unix.O_ACCMODE != unix.O_RDWR {
-		return f, nil
+	f := &memfdFile{e.GetMemfd(), p.Opt.Memfds}
+	i := f.files.inodes[f.e.GetInodeId()]
+	if i.first == 0 && f.e.GetFlags()&unix.O_ACCMODE == unix.O_RDWR {
+		i.first = e.GetId()
 	}
-	_, err := Shared(p, memfdOriginal(f.e.GetInodeId()), func() (bool, error) {
-		f.original = true
-		return true, nil
-	})
-	return f, err
+	return f, nil
 }
 
 type memfdFile struct {
-	e        *memfd.MemfdFileEntry
-	files    *Memfds
-	original bool // the file that memfd_create returned: unlike one opened for writing it does not keep others from executing it
+	e     *memfd.MemfdFileEntry
+	files *Memfds
 }
 
 // Needs is nothing.
@@ -222,16 +215,20 @@ func (f *memfdFile) Emit(lv Level, b *remote.Builder, s *Slots) error {
 	if lv != Open {
 		return nil
 	}
-	id := f.e.GetId()
-	if f.original {
-		s.FromTool(f.files.inodes[f.e.GetInodeId()].fd, id)
-		if modes := f.e.GetFlags() & (unix.O_APPEND | unix.O_NONBLOCK | unix.O_DIRECT | unix.O_NOATIME); modes != 0 {
-			b.Call(unix.SYS_FCNTL, remote.Imm(s.Number(id)), remote.Imm(unix.F_SETFL), remote.Imm(modes)).Must().Discard()
-		}
+	id, cloexec := f.e.GetId(), s.Cloexec(f.e.GetId())
+	if i := f.files.inodes[f.e.GetInodeId()]; i.first == id {
+		// What memfd_create returns does not count as open for writing, so the file can be executed; what open returns
+		// does.
+		s.FromTool(i.fd, id)
+		b.Call(unix.SYS_FCNTL, remote.Imm(s.Number(id)), remote.Imm(unix.F_SETFL), remote.Imm(f.e.GetFlags()&settable)).Must().Discard()
 	} else {
-		cloexec := s.Cloexec(id)
 		s.Made(f.files.emitOpen(b, id, openFlags(f.e.GetFlags())|cloexec), id, cloexec)
 	}
-	b.Call(unix.SYS_LSEEK, remote.Imm(s.Number(id)), remote.Imm(f.e.GetPos()), remote.Imm(unix.SEEK_SET)).Must().Discard()
+	if pos := f.e.GetPos(); pos != 0 {
+		b.Call(unix.SYS_LSEEK, remote.Imm(s.Number(id)), remote.Imm(pos), remote.Imm(unix.SEEK_SET)).Must().Discard()
+	}
 	return nil
 }
+
+// settable are the flags of an open file that fcntl changes.
+const settable = unix.O_APPEND | unix.O_NONBLOCK | unix.O_DIRECT | unix.O_NOATIME
