@@ -34,7 +34,7 @@ func (a *Area) Is(status uint32) bool { return a.Status&status == status }
 
 // Private says whether pages of the area are the task's own.
 func (a *Area) Private() bool {
-	return a.Is(vma.StatusAnonPrivate) || a.Is(vma.StatusFilePrivate)
+	return a.Is(vma.StatusAnonPrivate) || a.Is(vma.StatusFilePrivate) || a.Is(vma.StatusAIORing)
 }
 
 // File says whether a file of the set is mapped.

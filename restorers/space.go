@@ -143,6 +143,9 @@ func mmap(b *remote.Builder, a *Area, prot uint32, open Opener) error {
 	fd := remote.Imm(-1)
 	flags := a.Flags&^(unix.MAP_LOCKED|unix.MAP_POPULATE) | unix.MAP_FIXED_NOREPLACE
 	off := a.Offset
+	if a.Is(vma.StatusAIORing) { // a place for its contents until there is a context
+		flags = flags&^unix.MAP_TYPE | unix.MAP_PRIVATE | unix.MAP_ANONYMOUS
+	}
 	if a.File() {
 		var err error
 		if fd, err = open(b, a.Object, a.OpenFlags); err != nil {
