@@ -25,8 +25,9 @@ type Shmem struct {
 const maxShmem = TaskSize
 
 // PlanShmem finds the shared anonymous memory of all tasks.
-func PlanShmem(t *Tree, layouts map[*Node]*Layout, hole func(*Layout, uint64) (uint64, error)) (map[uint64]*Shmem, error) {
+func PlanShmem(t *Tree, layouts map[*Node]*Layout, engine Range) (map[uint64]*Shmem, error) {
 	all := map[uint64]*Shmem{}
+	var order []*Shmem
 	for _, n := range t.Nodes {
 		l := layouts[n]
 		if l == nil {
@@ -40,6 +41,7 @@ func PlanShmem(t *Tree, layouts map[*Node]*Layout, hole func(*Layout, uint64) (u
 			if o == nil {
 				o = &Shmem{ID: a.Object, Owner: n, view: a}
 				all[a.Object] = o
+				order = append(order, o)
 			}
 			if end := a.Offset + a.Len(); end > maxShmem {
 				return nil, image.Errorf(image.MM.File(uint64(n.ID)), 0, "%s: offset %#x is past the end of any shared memory", a, a.Offset)
@@ -48,7 +50,8 @@ func PlanShmem(t *Tree, layouts map[*Node]*Layout, hole func(*Layout, uint64) (u
 			}
 		}
 	}
-	for _, o := range all {
+	taken := map[*Node][]Range{}
+	for _, o := range order {
 		o.whole = o.view.Start
 		if o.view.Offset == 0 && o.view.Len() == o.Size {
 			continue
@@ -56,10 +59,12 @@ func PlanShmem(t *Tree, layouts map[*Node]*Layout, hole func(*Layout, uint64) (u
 		if o.view.Flags&unix.MAP_HUGETLB != 0 {
 			return nil, fmt.Errorf("%s: %s is a part of huge pages shared with others: not built yet", o.Owner, o.view)
 		}
-		at, err := hole(layouts[o.Owner], o.Size)
+		l := layouts[o.Owner]
+		at, err := FindHole([][]*Area{l.Areas, l.Special}, o.Size, append(taken[o.Owner], engine)...)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %s: %w", o.Owner, o.view, err)
 		}
+		taken[o.Owner] = append(taken[o.Owner], Range{at, at + o.Size})
 		o.whole, o.temp = at, true
 	}
 	return all, nil

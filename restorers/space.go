@@ -2,6 +2,7 @@ package restorers
 
 import (
 	"fmt"
+	"slices"
 
 	"cryo/internal/remote"
 	"cryo/internal/vma"
@@ -37,8 +38,7 @@ type Park struct {
 }
 
 // EmitSpecial moves the areas the kernel made from where they are to where they are to be, in two steps: the first takes
-// them out of the way, the second, when all else is unmapped, puts them down. have and want are the same areas in the
-// same order.
+// them out of the way, the second, when all else is unmapped, puts them down.
 func EmitSpecial(b *remote.Builder, have, want []*Area, park Park) (second func(), err error) {
 	want, err = matchSpecial(have, want)
 	if err != nil {
@@ -49,10 +49,13 @@ func EmitSpecial(b *remote.Builder, have, want []*Area, park Park) (second func(
 	var moves []move
 	for i, h := range have {
 		w := want[i]
-		if h.Start == w.Start {
+		switch {
+		case w == nil:
+			b.Call(unix.SYS_MUNMAP, remote.Imm(h.Start), remote.Imm(h.Len())).Must().Discard()
 			continue
-		}
-		if at+h.Len() > park.At+park.Size {
+		case h.Start == w.Start:
+			continue
+		case at+h.Len() > park.At+park.Size:
 			return nil, fmt.Errorf("the areas of the vdso do not fit the room kept for them")
 		}
 		mremap(b, h.Start, h.Len(), at)
@@ -71,29 +74,43 @@ func (s *Space) SpecialNow(kernel []*Area) ([]*Area, error) {
 	if s.Base == nil {
 		return kernel, nil
 	}
-	return matchSpecial(kernel, s.Have)
+	have, err := matchSpecial(kernel, s.Have)
+	return slices.DeleteFunc(have, func(a *Area) bool { return a == nil }), err
 }
 
-// matchSpecial cuts the special areas of the set as the kernel here has them: images have the data of the vdso in one piece,
-// where newer kernels have two.
+// matchSpecial cuts the special areas of the set as the kernel here has them, one for one and nil for what a task is not
+// to have: images have the data of the vdso in one piece, where newer kernels have two, and a task may have unmapped all.
 func matchSpecial(have, want []*Area) ([]*Area, error) {
-	var cut []*Area
-	w, at := 0, uint64(0)
-	for _, h := range have {
-		if w == len(want) {
-			return nil, fmt.Errorf("the set has %d areas of the vdso, this kernel %d", len(want), len(have))
+	cut := make([]*Area, len(have))
+	for _, kind := range []uint32{vma.StatusVDSO, vma.StatusVVAR} {
+		var pieces []*Area
+		for _, w := range want {
+			if w.Is(kind) {
+				pieces = append(pieces, w)
+			}
 		}
-		at = max(at, want[w].Start)
-		if at+h.Len() > want[w].End || want[w].Status&(vma.StatusVDSO|vma.StatusVVAR) != h.Status&(vma.StatusVDSO|vma.StatusVVAR) {
-			return nil, fmt.Errorf("%s of the vdso is laid out otherwise on this kernel: trampolines are not built yet", want[w])
+		if len(pieces) == 0 {
+			continue
 		}
-		cut = append(cut, &Area{Start: at, End: at + h.Len(), Status: h.Status})
-		if at += h.Len(); at == want[w].End {
-			w, at = w+1, 0
+		n, at := 0, pieces[0].Start
+		for i, h := range have {
+			if !h.Is(kind) {
+				continue
+			}
+			if n == len(pieces) || at+h.Len() > pieces[n].End {
+				n = -1
+				break
+			}
+			cut[i] = &Area{Start: at, End: at + h.Len(), Status: h.Status}
+			if at += h.Len(); at == pieces[n].End {
+				if n++; n < len(pieces) {
+					at = pieces[n].Start
+				}
+			}
 		}
-	}
-	if w != len(want) {
-		return nil, fmt.Errorf("the set has %d areas of the vdso, this kernel %d: trampolines are not built yet", len(want), len(have))
+		if n != len(pieces) {
+			return nil, fmt.Errorf("%s of the vdso is laid out otherwise than by this kernel: trampolines are not built yet", pieces[0])
+		}
 	}
 	return cut, nil
 }

@@ -164,10 +164,7 @@ func (p *restorePlan) room() error {
 			owner[n] = n
 		}
 	}
-	taken := restorers.Range{Start: at, End: at + size}
-	p.shmem, err = restorers.PlanShmem(p.tree, p.layouts, func(l *restorers.Layout, size uint64) (uint64, error) {
-		return restorers.FindHole([][]*restorers.Area{l.Areas, l.Special}, size, taken)
-	})
+	p.shmem, err = restorers.PlanShmem(p.tree, p.layouts, restorers.Range{Start: at, End: at + size})
 	return err
 }
 
