@@ -10,8 +10,12 @@ require (
 )
 
 require (
+	github.com/rogpeppe/go-internal v1.16.0
 	github.com/spf13/pflag v1.0.9
 	golang.org/x/sync v0.24.0
 )
 
-require github.com/aperturerobotics/protobuf-go-lite v0.15.0 // indirect
+require (
+	github.com/aperturerobotics/protobuf-go-lite v0.15.0 // indirect
+	golang.org/x/tools v0.26.0 // indirect
+)

@@ -45,7 +45,8 @@ func background(socket *os.File) (int, error) {
 	if err := cmd.Start(); err != nil {
 		return 0, fmt.Errorf("go to the background: %w", err)
 	}
-	return cmd.Process.Pid, cmd.Process.Release()
+	pid := cmd.Process.Pid
+	return pid, cmd.Process.Release()
 }
 
 // ready says that a server answers now: pid goes to the pid file and a zero byte to --status-fd, which is closed.
