@@ -85,15 +85,6 @@ const (
 	errRestartByBlock = -516 // go on with restart_syscall, the kernel keeps how far it had come
 )
 
-// Restart is how a system call that was interrupted by the stop of its thread goes on.
-type Restart int
-
-const (
-	NoRestart      Restart = iota // in no system call, or in one that has its result
-	RestartSame                   // the call is made again with the same arguments
-	RestartByBlock                // restart_syscall resumes it from what the kernel remembers (nanosleep, poll, futex with timeout)
-)
-
 // Restart tells how the thread's system call goes on.
 func (r *Regs) Restart() Restart {
 	if int64(r.OrigAX) < 0 {

@@ -30,3 +30,7 @@ func setExtra(tid int, e *arch.Extra) error {
 	}
 	return SetRegSet(tid, RegSetShstk, binary.LittleEndian.AppendUint64(nil, e.SSP))
 }
+
+// RestoreVolatile writes what of a thread's state the system calls of foreign code have destroyed besides general
+// registers: nothing on this architecture.
+func RestoreVolatile(int, *arch.Extra) error { return nil }

@@ -174,5 +174,5 @@ func (s *Session) closeEscape() error {
 // escape by itself.
 func (s *Session) restoreLeader() error {
 	t := s.leader.thread
-	return errors.Join(ptrace.SetSigMask(t.TID, t.SigMask), ptrace.SetRegs(t.TID, &t.Regs), s.closeEscape())
+	return errors.Join(ptrace.SetSigMask(t.TID, t.SigMask), t.putBack(), s.closeEscape())
 }

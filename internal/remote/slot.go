@@ -252,5 +252,13 @@ func (s *Slot) leave() error {
 	if err := ptrace.SetSigMask(s.thread.TID, s.thread.SigMask); err != nil {
 		return err
 	}
-	return ptrace.SetRegs(s.thread.TID, &s.thread.Regs)
+	return s.thread.putBack()
+}
+
+// putBack gives the thread its registers back, and what else foreign code destroys.
+func (t *Thread) putBack() error {
+	if err := ptrace.RestoreVolatile(t.TID, &t.Extra); err != nil {
+		return err
+	}
+	return ptrace.SetRegs(t.TID, &t.Regs)
 }

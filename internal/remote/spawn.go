@@ -99,7 +99,7 @@ func spawnExec(o *SpawnOptions) (int, error) {
 		return 0, fmt.Errorf("write the restorer's executable: %d of %d bytes, %w", n, len(image), err)
 	}
 	p, exec := execProgram(o, fd)
-	mem, err := unix.Mmap(-1, 0, alignUp(p.Size(), pageSize), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	mem, err := unix.Mmap(-1, 0, alignUp(p.Size(), arch.BlobPage), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return 0, err
 	}
