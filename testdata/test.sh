@@ -16,7 +16,7 @@ fi
 if [ "$(count SKIP)" != 0 ]; then
 	echo
 	echo "Skipped, and why:"
-	grep -E -A 1 '^ *--- SKIP: ' "$log" | grep -v '^--$' | sed 's/^ *--- SKIP: /  /; s/^      */      /'
+	grep -E -B 1 '^ *--- SKIP: ' "$log" | sed -nE 's/^ *([a-z0-9_]+_test|harness)\.go:[0-9]+: /    /p; s/^ *--- SKIP: ([^ ]*).*/  \1: see above/p' | paste -d ' ' - - | sed -E 's/^ +(.*)   ([^ ]+): see above/  \2: \1/'
 fi
 echo
 echo "$(count PASS) passed, $(count FAIL) failed, $(count SKIP) skipped"
