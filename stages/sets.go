@@ -74,7 +74,13 @@ func openSource(o *options.Options, dir *os.File) (image.Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	return image.NewDir(own), nil
+	set := image.NewDir(own)
+	src, err := image.Expand(set)
+	if err != nil {
+		set.Close()
+		return nil, err
+	}
+	return src, nil
 }
 
 // dup is another descriptor of an open directory, for whoever closes it.

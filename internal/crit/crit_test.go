@@ -15,6 +15,7 @@ import (
 	"cryo/internal/image"
 
 	ipc_msg "github.com/checkpoint-restore/go-criu/v8/crit/images/ipc-msg"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
@@ -196,6 +197,9 @@ func makeImage(r *rand.Rand, ty *image.Type) ([]byte, error) {
 			m = ty.Head()
 		}
 		populate(r, m.ProtoReflect(), 0)
+		if r.IntN(3) == 0 {
+			m.ProtoReflect().SetUnknown(protowire.AppendVarint(protowire.AppendTag(nil, 3000, protowire.VarintType), r.Uint64()))
+		}
 		limitPayload(r, m.ProtoReflect())
 		if err := enc.Entry(m); err != nil {
 			return nil, err

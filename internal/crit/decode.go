@@ -219,7 +219,15 @@ func (d *decoder) fields(m protoreflect.Message, pretty, hex bool) {
 		}
 		d.w.close(']')
 	}
+	if b := m.GetUnknown(); len(b) > 0 {
+		d.w.key(unknownFields)
+		d.w.base64(bytes.NewReader(b))
+	}
 }
+
+// unknownFields is the key of what a newer writer put into a message: without it, decoding and encoding would lose
+// that. criu's crit ignores it.
+const unknownFields = "unknown_fields"
 
 func (d *decoder) value(f *field, v protoreflect.Value, pretty, hex bool) {
 	switch f.Kind() {

@@ -16,6 +16,7 @@ import (
 	ipc_msg "github.com/checkpoint-restore/go-criu/v8/crit/images/ipc-msg"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 // Encode reads JSON from r and writes the image it describes to w.
@@ -187,6 +188,17 @@ func encodeMessages(enc *image.Encoder, extra any) error {
 // fill sets the fields of m.
 func fill(m protoreflect.Message, e map[string]any) error {
 	known := 0
+	if v, ok := e[unknownFields].(string); ok {
+		b, err := unbase64(v)
+		if err == nil {
+			err = proto.Unmarshal(b, new(emptypb.Empty)) // well-formed, whatever it means
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", unknownFields, err)
+		}
+		m.SetUnknown(b)
+		known++
+	}
 	for _, f := range fieldsOf(m.Descriptor()) {
 		v, ok := e[f.name]
 		if !ok {

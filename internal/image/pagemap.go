@@ -51,9 +51,11 @@ func (r Run) Bytes() uint64 { return r.Pages * PageSize }
 type PagemapReader struct {
 	PagesID uint32 // which pages file holds the bytes of the runs that are PEPresent, in their order
 
-	dec   *Decoder
-	close io.Closer
-	end   uint64
+	dec    *Decoder
+	close  io.Closer
+	end    uint64
+	expand bool    // the pages file comes expanded, however it is stored
+	stored storage // of the run that was read last
 }
 
 // ReadPagemap opens a page map; fs.ErrNotExist when there is none for this id.
@@ -73,6 +75,10 @@ func ReadPagemap(src Source, kind PagemapKind, id uint64) (*PagemapReader, error
 		return nil, err
 	}
 	p.PagesID = m.(*pagemap.PagemapHead).GetPagesId()
+	if x, ok := src.(*expanded); ok {
+		p.expand = true
+		x.note(p.PagesID, kind, id)
+	}
 	return p, nil
 }
 
@@ -82,9 +88,12 @@ func (p *PagemapReader) Next() (Run, error) {
 	if err != nil {
 		return Run{}, err
 	}
-	run, err := parseRun(b)
+	run, err := parseRun(b, &p.stored)
 	if err == nil && run.Addr < p.end {
 		err = fmt.Errorf("vaddr %#x is not past the run before, which ends at %#x", run.Addr, p.end)
+	}
+	if err == nil && !p.expand && !p.stored.plain() {
+		err = fmt.Errorf("its pages are compressed, in a set whose inventory does not say so by img_version %d", FormatV1_2)
 	}
 	if err != nil {
 		return Run{}, p.dec.fail(p.dec.Entry(), err)

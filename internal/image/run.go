@@ -36,24 +36,37 @@ func appendRun(b []byte, r Run) []byte {
 }
 
 // parseRun decodes an entry as its writer meant it: criu before 4.2 had 32 bits for the number of pages, and very
-// old ones in_parent instead of flags.
-func parseRun(b []byte) (Run, error) {
+// old ones in_parent instead of flags. How its bytes are stored, where that is not plainly, goes to st.
+func parseRun(b []byte, st *storage) (Run, error) {
 	var r Run
 	var compat, pages uint64
 	var hasVaddr, hasCompat, hasPages, hasFlags, inParent bool
+	*st = storage{sizes: st.sizes[:0]}
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
 		if n < 0 {
 			return r, protowire.ParseError(n)
 		}
-		if num < runVaddr || num > runNrPages || typ != protowire.VarintType {
-			return r, fmt.Errorf("has a field %d criu 4.2 does not know; compressed pages are not read yet", num)
+		b = b[n:]
+		if num == runBlocks && typ == protowire.BytesType {
+			blocks, m := protowire.ConsumeBytes(b)
+			if m < 0 {
+				return r, protowire.ParseError(m)
+			}
+			b = b[m:]
+			if err := st.parse(blocks); err != nil {
+				return r, err
+			}
+			continue
 		}
-		v, m := protowire.ConsumeVarint(b[n:])
+		if num < runVaddr || num > runNrPages || typ != protowire.VarintType {
+			return r, fmt.Errorf("has a field %d that no known release of criu writes", num)
+		}
+		v, m := protowire.ConsumeVarint(b)
 		if m < 0 {
 			return r, protowire.ParseError(m)
 		}
-		b = b[n+m:]
+		b = b[m:]
 		switch num {
 		case runVaddr:
 			r.Addr, hasVaddr = v, true
@@ -79,6 +92,8 @@ func parseRun(b []byte) (Run, error) {
 	case !hasFlags:
 		r.Flags = PEPresent
 	}
+	st.aligned = r.Flags&peAligned != 0
+	r.Flags &^= peAligned
 	return r, r.check()
 }
 

@@ -22,7 +22,7 @@ func TestRunCodec(t *testing.T) {
 		if got := appendRun(nil, run); !bytes.Equal(got, want) {
 			t.Fatalf("%+v is encoded as %x, not %x", run, got, want)
 		}
-		if got, err := parseRun(want); got != run || (err == nil) != (run.check() == nil) {
+		if got, err := parseRun(want, new(storage)); got != run || (err == nil) != (run.check() == nil) {
 			t.Fatalf("%+v is decoded as %+v, %v", run, got, err)
 		}
 	}
@@ -44,11 +44,11 @@ func TestRunOfOldWriters(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := parseRun(b); got != c.want || err != nil {
+		if got, err := parseRun(b, new(storage)); got != c.want || err != nil {
 			t.Errorf("%v: %+v, %v; want %+v", c.entry, got, err, c.want)
 		}
 	}
-	if _, err := parseRun(nil); err == nil {
+	if _, err := parseRun(nil, new(storage)); err == nil {
 		t.Error("an empty entry was taken")
 	}
 }

@@ -152,9 +152,13 @@ func Entries[M proto.Message](src Source, k Kind[M], id uint64) iter.Seq2[M, err
 	}
 }
 
-// FormatV1_1 is the img_version of an inventory this package writes and reads. Version 1 had one magic number a
-// file.
-const FormatV1_1 = 2
+// The img_version of an inventory. Version 1 had one magic number a file and is not read.
+const (
+	// FormatV1_1 is what this package writes.
+	FormatV1_1 = 2
+	// FormatV1_2 is what criu writes after 4.2 when pages are compressed; see Expand.
+	FormatV1_2 = 3
+)
 
 // ErrNoInventory is what CheckInventory returns for a set that is none.
 var ErrNoInventory = errors.New("no inventory.img")
@@ -168,8 +172,8 @@ func ReadInventory(src Source) (*inventory.InventoryEntry, error) {
 	if err != nil {
 		return nil, err
 	}
-	if v := inv.GetImgVersion(); v != FormatV1_1 {
-		return nil, Errorf(Inventory.File(0), 0, "img_version is %d; only format v1.1 (%d) is read", v, FormatV1_1)
+	if v := inv.GetImgVersion(); v != FormatV1_1 && v != FormatV1_2 {
+		return nil, Errorf(Inventory.File(0), 0, "img_version is %d; only the formats v1.1 (%d) and v1.2 (%d) are read", v, FormatV1_1, FormatV1_2)
 	}
 	return inv, nil
 }

@@ -89,7 +89,7 @@ const EndOfFile int64 = -1
 
 const (
 	defaultMaxEntry = 16 << 20
-	largeMaxEntry   = 512 << 20 // messages that grow with the mappings or threads of a task
+	largeMaxEntry   = 512 << 20 // messages that grow with mappings, threads or pages
 )
 
 // Kind is a Type that knows its message at compile time.
@@ -141,8 +141,8 @@ var (
 	IDs           = kind[*criu_core.TaskKobjIdsEntry]("IDS", "ids-%d")
 	MM            = kind[*mm.MmEntry]("MM", "mm-%d", large)
 	VMAs          = kind[*vma.VmaEntry]("VMAS", "vmas-%d")
-	Pagemap       = kind[*pagemap.PagemapEntry]("PAGEMAP", "pagemap-%d", head[*pagemap.PagemapHead])
-	PagemapShmem  = kind[*pagemap.PagemapEntry]("PAGEMAP", "pagemap-shmem-%d", head[*pagemap.PagemapHead])
+	Pagemap       = kind[*pagemap.PagemapEntry]("PAGEMAP", "pagemap-%d", head[*pagemap.PagemapHead], large)
+	PagemapShmem  = kind[*pagemap.PagemapEntry]("PAGEMAP", "pagemap-shmem-%d", head[*pagemap.PagemapHead], large)
 	Fdinfo        = kind[*fdinfo.FdinfoEntry]("FDINFO", "fdinfo-%d")
 	Files         = kind[*fdinfo.FileEntry]("FILES", "files", large)
 	Fs            = kind[*fs.FsEntry]("FS", "fs-%d")
