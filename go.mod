@@ -10,6 +10,7 @@ require (
 )
 
 require (
+	github.com/pierrec/lz4/v4 v4.1.33
 	github.com/rogpeppe/go-internal v1.16.0
 	github.com/spf13/pflag v1.0.9
 	golang.org/x/sync v0.24.0
