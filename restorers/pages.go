@@ -109,7 +109,7 @@ func (s *pageStream) next() error {
 				return err
 			}
 		}
-		if size := s.file.Size; size >= 0 && int64(run.Bytes()) > size-s.off {
+		if size := s.file.Size; int64(run.Bytes()) > size-s.off {
 			return fmt.Errorf("image %s: pages %x-%x are past the end of %s, which has %d bytes", s.name, run.Addr, run.End(), image.PagesFile(s.maps.PagesID), size)
 		}
 		s.run = pageRun{run.Addr, run.End(), s.file, s.off}
@@ -158,10 +158,6 @@ func openPagesFile(src image.Source, id uint32) (*pagesFile, error) {
 	p, err := src.OpenPages(id)
 	if err != nil {
 		return nil, err
-	}
-	if p.Stream {
-		p.Close()
-		return nil, fmt.Errorf("%s comes as a stream, which is not built yet for restore", image.PagesFile(id))
 	}
 	return &pagesFile{Pages: p}, nil
 }

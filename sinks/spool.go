@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 
+	"cryo/internal/image"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -72,8 +74,12 @@ func (f *spool) open(set, name string) (io.ReadCloser, error) {
 	return reader{io.NewSectionReader(f.file, 0, f.size)}, nil
 }
 
-// dup makes a file of it that whoever gets it closes.
-func (f *spool) dup() (*os.File, error) {
+// pages makes a pages file of it, which whoever gets it closes.
+func (f *spool) pages(set, name string) (*image.Pages, error) {
+	if f == nil {
+		_, err := f.open(set, name)
+		return nil, err
+	}
 	if f.file == nil {
 		if err := f.grow(); err != nil {
 			return nil, err
@@ -83,7 +89,7 @@ func (f *spool) dup() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return os.NewFile(uintptr(fd), f.name), nil
+	return &image.Pages{File: os.NewFile(uintptr(fd), f.name), Size: f.size}, nil
 }
 
 func (f *spool) close() {

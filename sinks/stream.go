@@ -170,6 +170,7 @@ func (f *streamFile) Close() error {
 
 // StreamSource is a set that came in as one stream.
 type StreamSource struct {
+	mu    sync.Mutex // a small file moves when it is opened as pages
 	files map[string]*spool
 }
 
@@ -307,6 +308,8 @@ func (in *streamReader) commit(payload []byte) error {
 
 // Open opens a file.
 func (s *StreamSource) Open(name string) (io.ReadCloser, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return s.files[name].open(s.String(), name)
 }
 
@@ -316,16 +319,9 @@ func (s *StreamSource) Exists(name string) (bool, error) { return s.files[name] 
 // OpenPages opens a pages file, which is in memory and can be read with pread.
 func (s *StreamSource) OpenPages(id uint32) (*image.Pages, error) {
 	name := image.PagesFile(id)
-	f := s.files[name]
-	if f == nil {
-		_, err := f.open(s.String(), name)
-		return nil, err
-	}
-	dup, err := f.dup()
-	if err != nil {
-		return nil, err
-	}
-	return &image.Pages{File: dup, Size: f.size}, nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.files[name].pages(s.String(), name)
 }
 
 // Parent: a stream has none.

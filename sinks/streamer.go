@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"strings"
 	"sync"
 
 	"cryo/internal/image"
@@ -228,8 +227,8 @@ func (p *streamPagemap) Close() error {
 	return errors.Join(p.finish(p.written), p.enc.Flush(), p.maps.Close(), p.pages.Close())
 }
 
-// StreamerSource is a set that comes from criu-image-streamer. The streamer gives out each file once, so all but
-// pages are kept in memory when they are opened first.
+// StreamerSource is a set that comes from criu-image-streamer. The streamer gives out each file once, so they
+// are kept in memory when they are opened first.
 type StreamerSource struct {
 	*streamer
 	files map[string]*spool // nil value: the streamer has none of that name
@@ -278,7 +277,8 @@ func (s *StreamerSource) fetch(name string) (*spool, error) {
 	}
 	defer pipe.Close()
 	f := &spool{name: name}
-	if _, err := io.Copy(f, pipe); err != nil {
+	// Large steps: a pages file may have gigabytes. The pipe's own WriteTo would take small ones.
+	if _, err := io.CopyBuffer(f, struct{ io.Reader }{pipe}, make([]byte, 1<<20)); err != nil {
 		return nil, s.wrap(fmt.Errorf("%s: %w", name, err))
 	}
 	s.files[name] = f
@@ -287,15 +287,12 @@ func (s *StreamerSource) fetch(name string) (*spool, error) {
 
 // Open opens a file.
 func (s *StreamerSource) Open(name string) (io.ReadCloser, error) {
-	if strings.HasPrefix(name, "pages-") {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.request(name)
-	}
 	f, err := s.fetch(name)
 	if err != nil {
 		return nil, err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return f.open(s.path, name)
 }
 
@@ -305,21 +302,30 @@ func (s *StreamerSource) Exists(name string) (bool, error) {
 	return f != nil, err
 }
 
-// OpenPages opens a pages file, a pipe that can be had once.
+// OpenPages opens a pages file. Tasks that share memory since a fork read the same pages more than once, so it is
+// kept too.
 func (s *StreamerSource) OpenPages(id uint32) (*image.Pages, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	f, err := s.request(image.PagesFile(id))
+	name := image.PagesFile(id)
+	f, err := s.fetch(name)
 	if err != nil {
 		return nil, err
 	}
-	return &image.Pages{File: f, Size: -1, Stream: true}, nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return f.pages(s.path, name)
 }
 
 // Parent: a stream has none.
 func (s *StreamerSource) Parent() (image.Source, error) { return nil, nil }
 
-// Close ends the connection.
-func (s *StreamerSource) Close() error { return s.conn.Close() }
+// Close ends the connection and gives the memory back.
+func (s *StreamerSource) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range s.files {
+		f.close()
+	}
+	return s.conn.Close()
+}
 
 func (s *StreamerSource) String() string { return s.path + " (criu-image-streamer)" }

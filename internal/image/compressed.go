@@ -184,10 +184,6 @@ func (x *expanded) OpenPages(id uint32) (*Pages, error) {
 		in.Close()
 		return nil, fmt.Errorf("%s is opened before its page map", PagesFile(id))
 	}
-	if in.Stream {
-		in.Close()
-		return nil, fmt.Errorf("%s is a stream: compressed pages are only read from a directory", PagesFile(id))
-	}
 	out, err := x.expand(in, name)
 	if err != nil {
 		in.Close()

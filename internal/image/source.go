@@ -31,8 +31,7 @@ type Source interface {
 // Pages is an open pages file.
 type Pages struct {
 	*os.File
-	Size   int64 // bytes; -1 when not known
-	Stream bool  // only to be read from front to back: a pipe, no file
+	Size int64 // bytes
 }
 
 // PagesFile is the name of the file that holds the pages of the page map with this pages_id.
