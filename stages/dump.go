@@ -17,6 +17,9 @@ import (
 // If something stands in the way the error is a [*collectors.ObstacleError] that lists everything. Dump needs to be
 // allowed to trace the tasks (root, or CAP_SYS_PTRACE and CAP_CHECKPOINT_RESTORE) and Linux 5.6.
 func Dump(ctx context.Context, o *options.Options) error {
+	if err := o.Check(options.Dump); err != nil {
+		return err
+	}
 	d, err := newDumper(o)
 	if err != nil {
 		return err

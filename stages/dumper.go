@@ -112,7 +112,7 @@ func (d *dumper) vpid(pid int) int {
 // afterwards writes the statistics, when the dump has succeeded.
 func (d *dumper) afterwards(context.Context) error {
 	entry := d.statsEntry()
-	if err := stats.Write(d.o.WorkDir, entry); err != nil {
+	if err := stats.Write(d.o.Work(), entry); err != nil {
 		return err
 	}
 	if d.o.DisplayStats {

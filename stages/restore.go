@@ -22,6 +22,9 @@ import (
 //
 // With o.Detach or o.ExecCmd it returns when the tree runs; without, it waits until the root has ended. It needs to be allowed to choose pids (root, or CAP_CHECKPOINT_RESTORE) and Linux 5.6.
 func Restore(ctx context.Context, o *options.Options) error {
+	if err := o.Check(options.Restore); err != nil {
+		return err
+	}
 	r, err := newRestorer(o)
 	if err != nil {
 		return err
@@ -105,7 +108,7 @@ func (r *restorer) readImages(_ *pipeline.Stage, emit func(*restorers.Set) error
 
 // afterwards is what follows when the tree runs.
 func (r *restorer) afterwards(ctx context.Context) error {
-	if err := stats.Write(r.o.WorkDir, r.stats.Entry()); err != nil {
+	if err := stats.Write(r.o.Work(), r.stats.Entry()); err != nil {
 		return err
 	}
 	if r.o.DisplayStats {

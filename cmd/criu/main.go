@@ -85,9 +85,10 @@ func do(o *options.Options) error {
 			unix.Close(fd) // one that is not open is closed enough
 		}
 	}
-	// Images, logs and sockets may go to pipes whose reader leaves; that is an error of a write, not our death.
-	signal.Ignore(syscall.SIGPIPE)
-	if err := o.Check(); err != nil {
+	// Images, logs and sockets may go to pipes whose reader leaves; that is an error of a write, not our death. The
+	// signal is caught and not ignored, because programs that we start would inherit that.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	if err := o.Check(o.Verb); err != nil {
 		return err
 	}
 	if o.Graph != "" {
@@ -103,14 +104,15 @@ func do(o *options.Options) error {
 	}
 	l, err := log.Open(log.Config{
 		Dir: ".", File: o.LogFile, PerTask: o.LogPid, Verbosity: int(o.Verbosity), Start: start,
-		Version: fmt.Sprintf("%s (gitid %s)", version, orZero(gitID)),
+		Version:  fmt.Sprintf("%s (gitid %s)", version, orZero(gitID)),
+		Continue: inBackground(),
 	})
 	if err != nil {
 		return err
 	}
 	defer l.Close()
 	// An interrupt cancels the work, which takes back what it did.
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), interrupts()...)
 	defer stop()
 	err = verbs[o.Verb](ctx, o)
 	if err != nil && !errors.Is(err, errReported) {
@@ -119,28 +121,28 @@ func do(o *options.Options) error {
 	return err
 }
 
+// interrupts are the signals that end the work, except those that we were started to ignore, as by nohup.
+func interrupts() []os.Signal {
+	var caught []os.Signal
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(s) {
+			caught = append(caught, s)
+		}
+	}
+	return caught
+}
+
 // enterWorkDir makes the images directory absolute and goes to the work directory, where logs, pid files, statistics and
 // action scripts have their place.
 func enterWorkDir(o *options.Options) (err error) {
 	if startDir, err = os.Getwd(); err != nil {
 		return fmt.Errorf("working directory: %w", err)
 	}
-	if o.ImagesDir == "" {
-		o.ImagesDir = "."
-	}
-	work := o.WorkDir
+	work := o.Work()
 	if o.ImagesDir != "-" {
-		abs, err := filepath.Abs(o.ImagesDir)
-		if err != nil {
+		if o.ImagesDir, err = filepath.Abs(o.ImagesDir); err != nil {
 			return fmt.Errorf("images directory: %w", err)
 		}
-		o.ImagesDir = abs
-		if work == "" {
-			work = abs
-		}
-	}
-	if work == "" {
-		work = "."
 	}
 	abs, err := filepath.Abs(work)
 	if err != nil {

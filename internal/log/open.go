@@ -29,6 +29,8 @@ type Config struct {
 	Start time.Time
 	// Version is what the log's first line tells.
 	Version string
+	// Continue goes on with a log that the process before this one began.
+	Continue bool
 }
 
 // Log is an open log.
@@ -37,6 +39,7 @@ type Log struct {
 	main  io.Writer
 	dir   string
 	file  string
+	empty int // O_TRUNC, unless the log is continued
 	mu    sync.Mutex
 	tasks map[int]*os.File
 	files []*os.File
@@ -48,7 +51,10 @@ const maxTaskLogs = 512
 // Open opens the log and makes it the default of log/slog. A log file is emptied, and only its owner may read it. A
 // relative name is not followed if it is a link: the work directory may be anybody's.
 func Open(c Config) (*Log, error) {
-	l := &Log{main: os.Stderr, tasks: make(map[int]*os.File)}
+	l := &Log{main: os.Stderr, tasks: make(map[int]*os.File), empty: unix.O_TRUNC}
+	if c.Continue {
+		l.empty = 0
+	}
 	switch c.File {
 	case "":
 	case "-":
@@ -66,7 +72,9 @@ func Open(c Config) (*Log, error) {
 		l.Handler.out = l.forTask
 	}
 	slog.SetDefault(slog.New(l.Handler))
-	l.head(c.Version)
+	if !c.Continue {
+		l.head(c.Version)
+	}
 	return l, nil
 }
 
@@ -92,7 +100,7 @@ func (l *Log) Path() string {
 }
 
 func (l *Log) create(name string) (*os.File, error) {
-	flags := unix.O_CREAT | unix.O_TRUNC | unix.O_WRONLY | unix.O_APPEND | unix.O_CLOEXEC
+	flags := unix.O_CREAT | l.empty | unix.O_WRONLY | unix.O_APPEND | unix.O_CLOEXEC
 	path := name
 	if !filepath.IsAbs(name) {
 		flags |= unix.O_NOFOLLOW

@@ -81,23 +81,22 @@ func (e *NotBuiltError) Error() string {
 	return fmt.Sprintf("%s: not built yet in this version (needs %s)", e.What, string(e.Capability))
 }
 
-// Check refuses a verb, or an option that differs from its default and applies to the verb, when what it needs is
-// not built. An option that does not apply to the verb changes nothing, as in criu, where drivers give the same options
+// Check refuses v, or an option that differs from its default and applies to v, when what it needs is not built. An option that does not apply to the verb changes nothing, as in criu, where drivers give the same options
 // to dump and restore.
-func (o *Options) Check() error {
+func (o *Options) Check(v Verb) error {
 	for _, r := range Verbs {
-		if r.Verb == o.Verb && !r.Needs.Built() {
+		if r.Verb == v && !r.Needs.Built() {
 			return &NotBuiltError{"criu " + r.Name, r.Needs}
 		}
 	}
-	return o.checkOptions()
+	return o.checkOptions(v)
 }
 
-func (o *Options) checkOptions() error {
+func (o *Options) checkOptions(v Verb) error {
 	def := Default()
 	for i := range Table {
 		row := &Table[i]
-		if row.Needs.Built() || row.Verbs&o.Verb == 0 {
+		if row.Needs.Built() || row.Verbs&v == 0 {
 			continue
 		}
 		if !reflect.DeepEqual(row.value(o), row.value(def)) {

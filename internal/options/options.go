@@ -211,6 +211,7 @@ type Options struct {
 // Default returns options as they are when a user gives none.
 func Default() *Options {
 	return &Options{
+		ImagesDir:      ".",
 		StatusFD:       -1,
 		ImagesDirFD:    -1,
 		WorkDirFD:      -1,
@@ -224,6 +225,17 @@ func Default() *Options {
 		ManageCgroups:  CgroupSoft,
 		CPUCap:         CPUCapDefault,
 	}
+}
+
+// Work is the work directory: WorkDir, or else the images directory, or else, where the images are piped, this one.
+func (o *Options) Work() string {
+	switch {
+	case o.WorkDir != "":
+		return o.WorkDir
+	case o.ImagesDir == "-":
+		return "."
+	}
+	return o.ImagesDir
 }
 
 // maxFD bounds descriptor numbers given by a user: the kernel's own are ints.

@@ -269,9 +269,7 @@ func TestConfigPrecedence(t *testing.T) {
 
 func TestCheckRefusesWhatIsNotBuilt(t *testing.T) {
 	for _, v := range Verbs {
-		o := Default()
-		o.Verb = v.Verb
-		if err := o.Check(); (err == nil) != v.Needs.Built() {
+		if err := Default().Check(v.Verb); (err == nil) != v.Needs.Built() {
 			t.Errorf("defaults of %s: %v", v.Name, err)
 		}
 	}
@@ -281,16 +279,14 @@ func TestCheckRefusesWhatIsNotBuilt(t *testing.T) {
 			continue
 		}
 		o := Default()
-		o.Verb = Restore
 		if err := row.Set(o, "", false, false); err != nil {
 			t.Fatal(err)
 		}
 		var nb *NotBuiltError
-		if err := o.checkOptions(); !errors.As(err, &nb) || !strings.HasPrefix(err.Error(), "--"+row.Long+": ") {
+		if err := o.checkOptions(Restore); !errors.As(err, &nb) || !strings.HasPrefix(err.Error(), "--"+row.Long+": ") {
 			t.Errorf("--%s: got %v", row.Long, err)
 		}
-		o.Verb = Check
-		if err := o.checkOptions(); row.Verbs&Check == 0 && err != nil {
+		if err := o.checkOptions(Check); row.Verbs&Check == 0 && err != nil {
 			t.Errorf("--%s does not apply to check, but: %v", row.Long, err)
 		}
 	}
