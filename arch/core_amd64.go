@@ -251,3 +251,6 @@ func orEmpty[T any](p *[]T) *[]T {
 	}
 	return p
 }
+
+// HasShadowStack says whether the thread has a user shadow stack.
+func (s *State) HasShadowStack() bool { return s.Extra.ShadowStack }

@@ -104,3 +104,6 @@ func (s *State) fromCore(core *criu_core.CoreEntry) error {
 // UnstorableXState names the components of the extended state that are in use and that a core image has no place for.
 // What of SVE is longer than 128 bits is told by Extra.SVE.
 func UnstorableXState([]byte) []string { return nil }
+
+// HasShadowStack says whether the thread has a user shadow stack (guarded control stack), which is not known here.
+func (s *State) HasShadowStack() bool { return false }

@@ -34,57 +34,59 @@ func (p *Program) split(limit int) ([]*chunk, error) {
 		return []*chunk{p.whole()}, nil
 	}
 	var chunks []*chunk
-	groups := p.groups()
-	for at := 0; at < len(p.ops); {
-		c := (*chunk)(nil)
-		// Doubling, then halving: the largest run of whole groups that fits.
-		for end, step := at, 1; step > 0; {
-			next := p.groupEnd(groups, min(end+step, len(p.ops)))
-			if n := p.layout(at, next); next > end && n.size <= limit {
-				c, end = n, next
-				step *= 2
-			} else {
-				step /= 2
+	cuts := p.cuts()
+	usedBy := make([]int, len(p.data)) // number of the chunk that holds a datum, from 1 on
+	for first := 0; first < len(p.ops); {
+		number := len(chunks) + 1
+		end := first // the last place to cut that fits
+		size := arch.HdrSize + arch.OpSize
+		for i := first; i < len(p.ops) && size <= limit; i++ {
+			size += arch.OpSize
+			for _, a := range p.ops[i].args {
+				if (a.mode == modeRef || a.mode == modeMem) && usedBy[a.index] != number {
+					usedBy[a.index] = number
+					size += p.data[a.index].size + p.data[a.index].align
+				}
 			}
-			if end == len(p.ops) {
-				break
+			if size <= limit && cuts[i+1] {
+				end = i + 1
 			}
 		}
-		if c == nil {
-			return nil, &tooBig{p.name, p.layout(at, p.groupEnd(groups, at+1)).size, limit}
+		if end == first {
+			next := first + 1
+			for !cuts[next] {
+				next++
+			}
+			return nil, &tooBig{p.name, p.layout(first, next).size + len(p.data)*maxAlign, limit}
 		}
-		chunks = append(chunks, c)
-		at = c.end
+		chunks = append(chunks, p.layout(first, end))
+		first = end
 	}
 	return chunks, nil
 }
 
-// groups tells for each operation the end of the run that has to stay with it: what a jump spans is not cut.
-func (p *Program) groups() []int {
-	end := make([]int, len(p.ops)+1)
-	for i := range end {
-		end[i] = i
-	}
-	// end[i] > i means: no cut between i and end[i].
+// maxAlign bounds what alignment adds to the size of a datum.
+const maxAlign = 64
+
+// cuts tells before which operations the program may be cut: not between a jump and where it leads.
+func (p *Program) cuts() []bool {
+	reach := make([]int, len(p.ops)) // from operation i on, no cut up to and including reach[i]
 	for i, o := range p.ops {
 		for _, a := range o.args {
-			if a.mode != modeLabel {
-				continue
+			if a.mode == modeLabel {
+				to := min(p.labels[a.index], len(p.ops)-1)
+				reach[min(i, to)] = max(reach[min(i, to)], i, to)
 			}
-			to := p.labels[a.index]
-			from, until := min(i, to), max(i, to)+1
-			end[from] = max(end[from], min(until, len(p.ops)))
 		}
 	}
-	return end
-}
-
-// groupEnd moves a cut before operation n to the next place where it cuts no group.
-func (p *Program) groupEnd(groups []int, n int) int {
-	for i := 0; i < n; i++ {
-		n = max(n, groups[i])
+	cuts := make([]bool, len(p.ops)+1)
+	cuts[0] = true
+	held := 0
+	for i := range p.ops {
+		held = max(held, reach[i])
+		cuts[i+1] = held <= i
 	}
-	return min(n, len(p.ops))
+	return cuts
 }
 
 // layout places operations [first, end) and the data they use: operations, then what is read back, then constants.

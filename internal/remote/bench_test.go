@@ -14,6 +14,10 @@ func BenchmarkInject71(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	escape, err := FindEscape(pid)
+	if err != nil {
+		b.Fatal(err)
+	}
 	prog, _, _ := collectProgram()
 	tr := ptrace.NewTracer()
 	defer tr.Close()
@@ -38,7 +42,7 @@ func BenchmarkInject71(b *testing.B) {
 				return err
 			}
 			lap(1)
-			s, err := Inject(th, Options{SyscallAt: instr})
+			s, err := Inject(th, Options{SyscallAt: instr, Escape: &escape})
 			if err != nil {
 				return err
 			}

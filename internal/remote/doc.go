@@ -17,7 +17,8 @@
 //
 //	ptrace.Seize, ptrace.Stop            the caller stops every thread of the task
 //	th, err := remote.Capture(tid)       registers, xstate, signal mask; decides an rseq critical section
-//	s, err := remote.Inject(th, opts)    one mapping made in the task; Options.SyscallAt from FindSyscall saves time
+//	s, err := remote.Inject(th, opts)    one mapping made in the task; what FindSyscall and FindEscape found before
+//	                                     the freeze, given in the options, saves most of the time
 //	res, err := s.Run(prog)              on the leader
 //	res, err := s.RunOn(other, prog)     on another captured thread of the same task
 //	s.Eject()                            the mapping is gone, the leader has its state back, still stopped
@@ -49,16 +50,23 @@
 // A program ends with a signal the thread sends itself, one that the task neither handles nor waits for, under a mask
 // that blocks all others. A tracer sees the stop. If there is none any more the signal is ignored, and the interpreter
 // returns through a signal frame that was prepared before the first operation: registers, extended state and signal mask
-// are back, and a system call that was interrupted is made again. The mapping of the engine stays behind. Windows that remain, in which the death of the tracer kills the task or leaves it with a wrong
-// signal mask:
+// are back, and a system call that was interrupted is made again. The mapping of the engine stays behind; Evict removes
+// it. The lone system calls that map and unmap the engine have an escape of their own, see Escape; finding it reads the
+// task's maps, so do it before the freeze and give it as Options.Escape. Windows that remain, in which the death of the
+// tracer kills the task:
 //
-//   - while the mapping is made (Inject) and removed (Eject), some microseconds each: the thread runs one system call
-//     with foreign registers and there is no memory yet, or no more, to return from;
+//   - where the task has no code to escape by, or its main stack is in use to its lowest page, while the engine is mapped
+//     (Inject) and unmapped (Eject), some microseconds each;
 //   - where the task handles or blocks every signal that is ignored by default (SIGURG, SIGWINCH, SIGCHLD): programs
 //     stop by a breakpoint then, and Session.CrashSafe says so;
-//   - where seccomp is in force in the task: it is suspended by the tracer's options, comes back with the tracer's
-//     death, and may kill the task for a call of the program or of its end;
-//   - a call that only the kernel could have resumed (nanosleep, poll and futex with a timeout) returns EINTR.
+//   - where seccomp is in force in the task, while a program runs: seccomp is suspended by the tracer's options, comes
+//     back with the tracer's death and judges the rest of the program. Between programs nothing happens but a return from
+//     a signal, which seccomp's strict mode and all but the oddest filters allow;
+//   - where the thread has a user shadow stack: its signal frames need a token there.
+//
+// Two things are not as they were when a task had to help itself: a sleep only the kernel could have resumed starts again
+// or, where it reports the rest, returns EINTR (arch.Regs.FixRestart), and on arm64 what of the SVE registers is longer
+// than 128 bits is gone.
 //
 // Without the tracer's death none of this matters: registers are put back by SETREGS with the result of the interrupted
 // call as it was, so the kernel restarts it itself, and a restart block survives because nothing here sleeps.

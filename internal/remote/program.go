@@ -112,6 +112,9 @@ func (p *Program) callText(o *op) string {
 	case o.flags&arch.FlagMust != 0:
 		s += " must"
 	}
+	if o.flags&arch.FlagNoStore != 0 {
+		s += ", result discarded"
+	}
 	if o.flags&arch.FlagChild != 0 {
 		s += ", child " + p.argText(o.args[5])
 	}

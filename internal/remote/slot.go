@@ -104,9 +104,10 @@ func (s *Slot) Finish() (*Results, error) {
 		if at < c.end && at < len(r.program.ops)-1 {
 			return r.results, nil // a trap
 		}
-		if r.chunks = r.chunks[1:]; len(r.chunks) == 0 {
+		if len(r.chunks) == 1 {
 			return r.results, nil
 		}
+		r.chunks = r.chunks[1:]
 		if err := s.startChunk(); err != nil {
 			return r.results, err
 		}
@@ -115,14 +116,13 @@ func (s *Slot) Finish() (*Results, error) {
 
 // Continue goes on after a trap, to the next trap or the end. What Results say then includes what came before.
 func (s *Slot) Continue() (*Results, error) {
-	c := s.run.chunks[0]
+	if s.opAt(s.run.chunks[0]) >= len(s.run.program.ops)-1 {
+		return nil, fmt.Errorf("program %q has ended", s.run.program.name)
+	}
 	next := le.Uint64(s.buf[arch.HdrOp:]) + arch.OpSize
 	var state [8]byte
 	if err := ptrace.WriteMemory(s.thread.TID, s.base+arch.HdrState, state[:]); err != nil {
 		return nil, err
-	}
-	if s.opAt(c) >= len(s.run.program.ops)-1 {
-		return nil, fmt.Errorf("program %q has ended", s.run.program.name)
 	}
 	if err := s.resumeAt(next); err != nil {
 		return nil, err
@@ -213,7 +213,9 @@ func (s *Slot) enter() error {
 }
 
 // crashSafe says whether the thread goes back to its own work when its tracer is gone.
-func (s *Slot) crashSafe() bool { return s.signal != 0 && !s.session.restored }
+func (s *Slot) crashSafe() bool {
+	return s.signal != 0 && !s.session.restored && !s.thread.HasShadowStack()
+}
 
 // park points the registers at an operation that leaves through the signal frame. A restored task has nothing to go back
 // to and dies with its tracer.
