@@ -78,7 +78,7 @@ func (r *restorer) fileLevel(f *family, lv restorers.Level) error {
 			busy = append(busy, m)
 		}
 	}
-	return r.runPrograms(busy, func(m *member) *remote.Program { return programs[m] })
+	return r.runPrograms(busy, func(m *member) (*remote.Program, error) { return programs[m], nil })
 }
 
 // fillFiles puts contents into what the tasks have made.

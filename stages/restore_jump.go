@@ -18,26 +18,20 @@ import (
 // jump does what must come last: it gives privileges away, takes the interpreter out of every task and sets registers
 // and signal masks. The tasks stay stopped.
 func (r *restorer) jump(s *pipeline.Stage, f *family) (*family, error) {
-	live := f.alive()
-	late := func(name string, phase restorers.Phase) error {
-		return r.runAll(live, name, func(m *member, b *remote.Builder) error {
-			restorers.EmitState(phase, f.stateOf(m.Task, m.Threads[0], b))
-			return nil
-		})
-	}
 	if err := r.scripts.Run(s.Context(), actions.PostRestore); err != nil {
 		return nil, err
 	}
-	if err := late("late process state", restorers.TaskLate); err != nil {
+	if err := r.leaders(f, "late process state", restorers.ThreadEarly, restorers.TaskLate); err != nil {
 		return nil, err
 	}
+	live := f.alive()
 	if err := r.suspendSeccomp(live); err != nil {
 		return nil, err
 	}
-	if err := r.eachThread(f, live, "last thread state", restorers.ThreadLast); err != nil {
+	if err := r.otherThreads(f, "thread state", restorers.ThreadEarly, restorers.ThreadLast); err != nil {
 		return nil, err
 	}
-	if err := late("last process state", restorers.TaskLast); err != nil {
+	if err := r.leaders(f, "last process state", restorers.ThreadLast, restorers.TaskLast); err != nil {
 		return nil, err
 	}
 	return f, r.tracer.Do(func() error {

@@ -29,7 +29,7 @@ type restorePlan struct {
 
 // Sizes of what the tool has in a task's address space.
 const (
-	restoreSlots    = 16
+	restoreSlots    = 64
 	restoreSlotSize = 32 << 10
 	parkSize        = 256 << 10
 )

@@ -1,6 +1,7 @@
 package stages
 
 import (
+	"errors"
 	"fmt"
 
 	"cryo/internal/remote"
@@ -10,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// restoreThreads clones the threads of every task and gives all of them what needs no privilege.
+// restoreThreads clones the threads of every task.
 func (r *restorer) restoreThreads(s *pipeline.Stage, f *family) (*family, error) {
 	live := f.alive()
 	err := r.runAll(live, "process state", func(m *member, b *remote.Builder) error {
@@ -42,28 +43,39 @@ func (r *restorer) restoreThreads(s *pipeline.Stage, f *family) (*family, error)
 	if err != nil {
 		return nil, err
 	}
-	if err := r.eachThread(f, live, "thread state", restorers.ThreadEarly); err != nil {
-		return nil, err
-	}
 	return f, r.fileLevel(f, restorers.Own)
 }
 
-// eachThread restores the state of one phase on every thread of some tasks.
-func (r *restorer) eachThread(f *family, live []*member, name string, phase restorers.Phase) error {
-	err := r.runAll(live, name, func(m *member, b *remote.Builder) error {
-		restorers.EmitState(phase, f.stateOf(m.Task, m.Threads[0], b))
+const sigIgn = 1 // SIG_IGN
+
+// leaders restores the state of some phases on the leader of every task.
+func (r *restorer) leaders(f *family, name string, phases ...restorers.Phase) error {
+	return r.runAll(f.alive(), name, func(m *member, b *remote.Builder) error {
+		e := f.stateOf(m.Task, m.Threads[0], b)
+		for _, p := range phases {
+			restorers.EmitState(p, e)
+		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
+}
+
+// otherThreads restores the state of some phases on all threads but the leaders. Those of one task run at the same time,
+// as many as it has room for programs.
+func (r *restorer) otherThreads(f *family, name string, phases ...restorers.Phase) error {
 	return r.tracer.Do(func() error {
-		for _, m := range live {
-			for i, th := range m.threads {
-				b := remote.NewBuilder(name)
-				restorers.EmitState(phase, f.stateOf(m.Task, m.Threads[i+1], b))
-				if _, err := m.session.RunOn(th, b.Program()); err != nil {
-					return fmt.Errorf("%s, thread %d: %w", m.Node, m.Threads[i+1].TID, err)
+		for _, m := range f.alive() {
+			for at := 0; at < len(m.threads); at += restoreSlots - 1 {
+				some := m.threads[at:min(at+restoreSlots-1, len(m.threads))]
+				err := runThreads(m.session, some, func(i int) *remote.Program {
+					b := remote.NewBuilder(name)
+					e := f.stateOf(m.Task, m.Threads[1+at+i], b)
+					for _, p := range phases {
+						restorers.EmitState(p, e)
+					}
+					return b.Program()
+				})
+				if err != nil {
+					return fmt.Errorf("%s: %w", m.Node, err)
 				}
 			}
 		}
@@ -71,4 +83,26 @@ func (r *restorer) eachThread(f *family, live []*member, name string, phase rest
 	})
 }
 
-const sigIgn = 1 // SIG_IGN
+// runThreads runs a program on each of some threads of one task, all at the same time.
+func runThreads(s *remote.Session, threads []*remote.Thread, program func(int) *remote.Program) error {
+	var started []*remote.Slot
+	var errs []error
+	for i, th := range threads {
+		slot, err := s.Enter(th)
+		if err == nil {
+			err = slot.Start(program(i))
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("thread %d: %w", th.TID, err))
+			break
+		}
+		started = append(started, slot)
+	}
+	for _, slot := range started {
+		if _, err := slot.Finish(); err != nil {
+			errs = append(errs, fmt.Errorf("thread %d: %w", slot.Thread().TID, err))
+		}
+		errs = append(errs, slot.Leave())
+	}
+	return errors.Join(errs...)
+}

@@ -206,32 +206,36 @@ func (r *restorer) joinGroups(f *family) error {
 	return r.runAll(others, "join a process group", setpgid)
 }
 
-// runAll runs one program on each of some members, all at the same time.
+// runAll runs one program on each of some members, all at the same time. Who has nothing to do is left alone.
 func (r *restorer) runAll(members []*member, name string, emit func(*member, *remote.Builder) error) error {
-	programs := map[*member]*remote.Program{}
-	for _, m := range members {
+	return r.runPrograms(members, func(m *member) (*remote.Program, error) {
 		b := remote.NewBuilder(name)
-		if err := emit(m, b); err != nil {
-			return fmt.Errorf("%s: %w", m.Node, err)
+		if err := emit(m, b); err != nil || b.Len() == 0 {
+			return nil, err
 		}
-		programs[m] = b.Program()
-	}
-	return r.runPrograms(members, func(m *member) *remote.Program { return programs[m] })
+		return b.Program(), nil
+	})
 }
 
-// runPrograms runs a program on each of some members, all at the same time.
-func (r *restorer) runPrograms(members []*member, program func(*member) *remote.Program) error {
+// runPrograms runs a program on each of some members, all at the same time: those of the first run while those of the last
+// are being written.
+func (r *restorer) runPrograms(members []*member, program func(*member) (*remote.Program, error)) error {
 	return r.tracer.Do(func() error {
-		started := 0
+		var started []*member
 		var errs []error
 		for _, m := range members {
-			if err := m.session.Start(program(m)); err != nil {
+			p, err := program(m)
+			if err == nil && p != nil {
+				if err = m.session.Start(p); err == nil {
+					started = append(started, m)
+				}
+			}
+			if err != nil {
 				errs = append(errs, fmt.Errorf("%s: %w", m.Node, err))
 				break
 			}
-			started++
 		}
-		for _, m := range members[:started] {
+		for _, m := range started {
 			if _, err := m.session.Finish(); err != nil {
 				errs = append(errs, fmt.Errorf("%s: %w", m.Node, err))
 			}
