@@ -101,14 +101,11 @@ func (t *Table) park() int {
 
 // Slots is what an object sees of descriptor tables while a program is written for one of them.
 type Slots struct {
-	PID int // of the table's task, as the tool sees it; at Fill only
-
-	plan   *FilePlan
-	t      *Table
-	b      *remote.Builder
-	refs   map[string]remote.Ref
-	tool   *int        // number of a pidfd of the tool
-	pidfds map[int]int // the tool's own, by pid; at Fill only
+	plan *FilePlan
+	t    *Table
+	b    *remote.Builder
+	refs map[string]remote.Ref
+	tool *int // number of a pidfd of the tool
 }
 
 func newSlots(p *FilePlan, t *Table, b *remote.Builder) *Slots {
@@ -339,30 +336,4 @@ func (s *Slots) closeParked() {
 		i = j
 	}
 	s.t.parked = nil
-}
-
-// GetFD duplicates a descriptor of a task into the tool (pidfd_getfd, Linux 5.6). pid is as the tool sees it.
-func (s *Slots) GetFD(pid, fd int) (int, error) {
-	p, ok := s.pidfds[pid]
-	if !ok {
-		var err error
-		if p, err = unix.PidfdOpen(pid, 0); err != nil {
-			return -1, fmt.Errorf("pidfd_open of task %d: %w", pid, err)
-		}
-		if s.pidfds == nil {
-			s.pidfds = map[int]int{}
-		}
-		s.pidfds[pid] = p
-	}
-	own, err := unix.PidfdGetfd(p, fd, 0)
-	if err != nil {
-		return -1, fmt.Errorf("pidfd_getfd of task %d, fd %d: %w", pid, fd, err)
-	}
-	return own, nil
-}
-
-func (s *Slots) close() {
-	for _, fd := range s.pidfds {
-		unix.Close(fd)
-	}
 }

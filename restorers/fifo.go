@@ -17,11 +17,9 @@ type Fifo struct{}
 type fifoFile struct {
 	*Named
 	id     uint32
-	data   *contents // to be written by this one, nil: none, or by another
-	number int       // of the descriptor for both directions, from Open to Attach
+	number int // of the descriptor for both directions, from Open to Attach
+	table  *Table
 }
-
-type fifoKey uint32
 
 // Plan finds the file behind the fifo.
 func (Fifo) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
@@ -41,39 +39,25 @@ func (Fifo) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
 		return nil, fmt.Errorf("file %s has changed: it was a fifo, it is %s", n.Entry.GetName(), typeName(n.found.st.Mode))
 	}
 	f := &fifoFile{Named: n, id: e.GetId()}
-	all, err := planContents(p, image.FifoData)
-	if err != nil {
-		return nil, err
+	data, err := planContents(p, image.FifoData)
+	if err == nil && data.to[fe.GetPipeId()] == nil {
+		data.to[fe.GetPipeId()] = func() (*Table, int) { return f.table, f.number }
 	}
-	_, err = Shared(p, fifoKey(fe.GetPipeId()), func() (bool, error) {
-		f.data = all[fe.GetPipeId()]
-		return true, nil
-	})
 	return f, err
 }
 
 // Needs is nothing.
 func (f *fifoFile) Needs() []uint32 { return nil }
 
+// Parks counts the descriptor for both directions.
+func (f *fifoFile) Parks(*Table) int { return 1 }
+
 func (f *fifoFile) Emit(lv Level, b *remote.Builder, s *Slots) error {
 	if lv != Open {
 		return nil
 	}
-	f.number = s.Keep(f.emit(b, unix.O_RDWR|unix.O_CLOEXEC, s.data))
+	f.table, f.number = s.t, s.Keep(f.emit(b, unix.O_RDWR|unix.O_CLOEXEC, s.data))
 	cloexec := s.Cloexec(f.id)
 	s.Made(f.emit(b, openFlags(f.Entry.GetFlags())|cloexec, s.data), f.id, cloexec)
 	return nil
-}
-
-// Fill writes what was in the fifo.
-func (f *fifoFile) Fill(s *Slots) error {
-	if f.data == nil {
-		return nil
-	}
-	fd, err := s.GetFD(s.PID, f.number)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	return f.data.write(fd)
 }

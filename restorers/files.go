@@ -2,6 +2,7 @@ package restorers
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"slices"
 
@@ -41,14 +42,15 @@ type Object interface {
 	Emit(lv Level, b *remote.Builder, s *Slots) error
 }
 
-// Filler is an Object that the tool puts data into at Fill.
-type Filler interface {
-	Fill(s *Slots) error
-}
-
 // Settler is an Object that decides something when all files are planned.
 type Settler interface {
 	Settle(p *FilePlanner) error
+}
+
+// Parker is an Object that makes descriptors beside those the task is to have.
+type Parker interface {
+	// Parks is how many of them there are at a time in the owner's table.
+	Parks(t *Table) int
 }
 
 // File is an open file description of the set.
@@ -64,11 +66,12 @@ type File struct {
 
 // FilePlan says who makes which file and who receives it.
 type FilePlan struct {
-	Tables []*Table
-	ByNode map[*Node]*Table
-	Files  map[uint32]*File
-	limits Limits
-	tool   int // pid of the tool as the tasks see it
+	Tables   []*Table
+	ByNode   map[*Node]*Table
+	Files    map[uint32]*File
+	limits   Limits
+	contents []*contents
+	tool     int // pid of the tool as the tasks see it
 }
 
 // FilePlanner is what restorers plan with.
@@ -193,7 +196,7 @@ func (p *FilePlanner) settle() error {
 		}
 	}
 	for _, t := range p.plan.Tables {
-		if err := p.plan.limits.check(t); err != nil {
+		if err := p.plan.limits.check(t, len(p.plan.Tables)); err != nil {
 			return fmt.Errorf("%s: %w", t.Node, err)
 		}
 	}
@@ -208,7 +211,7 @@ func (p *FilePlan) EmitLevel(lv Level, t *Table, b *remote.Builder) error {
 	case Open:
 		// What came with the clone goes. From here on the plan knows every number.
 		b.Call(unix.SYS_CLOSE_RANGE, remote.Imm(0), remote.Imm(^uint32(0)), remote.Imm(0)).Must().Discard()
-		p.limits.emit(b, t)
+		p.limits.emit(b, t.need(len(p.Tables)))
 	case Fill:
 		s.receive()
 	case Own:
@@ -228,19 +231,51 @@ func (p *FilePlan) EmitLevel(lv Level, t *Table, b *remote.Builder) error {
 	return nil
 }
 
-// Fill lets the tool put data into the objects a table's task has made. pid is that task's, as the tool sees it.
-func (p *FilePlan) Fill(t *Table, pid int) error {
-	s := newSlots(p, t, nil)
-	s.PID = pid
-	defer s.close()
-	for _, f := range t.owns {
-		if o, ok := f.Object.(Filler); ok {
-			if err := o.Fill(s); err != nil {
-				return fmt.Errorf("%s: file %d: %w", t.Node, f.ID, err)
-			}
+// Fill lets the tool put contents into what the tasks have made. pid says which task has a table, as the tool sees it.
+func (p *FilePlan) Fill(ctx context.Context, pid func(*Table) int) error {
+	g := &getter{pidfds: map[*Table]int{}, pid: pid}
+	defer g.close()
+	for _, c := range p.contents {
+		if err := c.fill(ctx, g.get); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// getter duplicates descriptors of tasks into the tool (pidfd_getfd, Linux 5.6).
+type getter struct {
+	pidfds map[*Table]int
+	pid    func(*Table) int
+}
+
+func (g *getter) get(t *Table, fd int) (int, error) {
+	p, ok := g.pidfds[t]
+	if !ok {
+		if len(g.pidfds) >= maxPidfds {
+			g.close()
+		}
+		var err error
+		if p, err = unix.PidfdOpen(g.pid(t), 0); err != nil {
+			return -1, fmt.Errorf("pidfd_open: %w", err)
+		}
+		g.pidfds[t] = p
+	}
+	own, err := unix.PidfdGetfd(p, fd, 0)
+	if err != nil {
+		return -1, fmt.Errorf("pidfd_getfd of fd %d: %w", fd, err)
+	}
+	return own, nil
+}
+
+// maxPidfds is how many tasks are kept open at a time.
+const maxPidfds = 64
+
+func (g *getter) close() {
+	for _, fd := range g.pidfds {
+		unix.Close(fd)
+	}
+	clear(g.pidfds)
 }
 
 // Limits are how many descriptors a task may have while it is being restored.
@@ -254,16 +289,22 @@ type Limits struct {
 const scratch = 16
 
 // need is how many numbers a table takes while it is filled.
-func (t *Table) need() uint64 {
-	if len(t.finals) == 0 {
-		return scratch
+func (t *Table) need(tables int) uint64 {
+	n := min(tables, len(t.finals)) + len(t.borrows) + scratch // a pidfd of each task to fetch from
+	for _, f := range t.owns {
+		if p, ok := f.Object.(Parker); ok {
+			n += p.Parks(t)
+		}
 	}
-	return uint64(t.finals[len(t.finals)-1].fd) + uint64(2*len(t.owns)) + scratch
+	if len(t.finals) > 0 {
+		n += t.finals[len(t.finals)-1].fd + 1
+	}
+	return uint64(n)
 }
 
 // check refuses a table that cannot be made under the limits. The zero value has none.
-func (l Limits) check(t *Table) error {
-	n := t.need()
+func (l Limits) check(t *Table, tables int) error {
+	n := t.need(tables)
 	switch {
 	case l.Hard == 0 || n <= l.Hard:
 		return nil
@@ -276,8 +317,8 @@ func (l Limits) check(t *Table) error {
 	return nil
 }
 
-func (l Limits) emit(b *remote.Builder, t *Table) {
-	if n := t.need(); l.Hard != 0 && n > l.Soft {
+func (l Limits) emit(b *remote.Builder, n uint64) {
+	if l.Hard != 0 && n > l.Soft {
 		lim := b.Bytes(quads(n, max(n, l.Hard)))
 		b.Call(unix.SYS_PRLIMIT64, remote.Imm(0), remote.Imm(unix.RLIMIT_NOFILE), lim, remote.Imm(0)).Must().Discard()
 	}

@@ -1,6 +1,7 @@
 package restorers
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -26,9 +27,7 @@ type pipe struct {
 	id      uint32
 	ends    [2]*pipeEnd // first reader, first writer; nil: no task has such a one
 	creator *pipeEnd
-	outside int       // descriptor of the tool that stands for the pipe, -1: none
-	data    *contents // to be written, nil: none
-
+	outside int    // descriptor of the tool that stands for the pipe, -1: none
 	numbers [2]int // of the ends, in the creator's table, from Open to Attach
 	table   *Table
 }
@@ -54,8 +53,10 @@ func (Pipe) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
 			c.outside = fd
 			return c, nil
 		}
-		all, err := planContents(p, image.PipesData)
-		c.data = all[c.id]
+		data, err := planContents(p, image.PipesData)
+		if err == nil {
+			data.to[c.id] = func() (*Table, int) { return c.table, c.numbers[1] }
+		}
 		return c, err
 	})
 	if err != nil {
@@ -73,6 +74,17 @@ func (Pipe) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
 
 // Needs is nothing.
 func (e *pipeEnd) Needs() []uint32 { return nil }
+
+// Parks counts the ends that the creator makes for others, or for nobody.
+func (e *pipeEnd) Parks(t *Table) int {
+	n := 0
+	for _, end := range e.ends {
+		if e == e.creator && e.outside < 0 && (end == nil || t.first(end.id) < 0) {
+			n++
+		}
+	}
+	return n
+}
 
 func (e *pipeEnd) Emit(lv Level, b *remote.Builder, s *Slots) error {
 	switch {
@@ -119,25 +131,12 @@ func (e *pipeEnd) setModes(b *remote.Builder, fd, have int) {
 	}
 }
 
-// Fill writes what was in the pipe.
-func (e *pipeEnd) Fill(s *Slots) error {
-	if e != e.creator || e.data == nil {
-		return nil
-	}
-	fd, err := s.GetFD(s.PID, e.numbers[1])
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	return e.data.write(fd)
-}
-
-// contents says where in an image the bytes of one pipe are.
+// contents are what the pipes or fifos of a set hold.
 type contents struct {
-	src   image.Source
-	kind  image.Kind[*pipe_data.PipeDataEntry]
-	index int // of the entry
-	entry *pipe_data.PipeDataEntry
+	src     image.Source
+	kind    image.Kind[*pipe_data.PipeDataEntry]
+	entries map[uint32]bool
+	to      map[uint32]func() (t *Table, fd int) // where a writing end is, by pipe
 }
 
 const (
@@ -147,74 +146,96 @@ const (
 
 type contentsKey string
 
-// planContents finds the contents of all pipes or fifos of the set. Empty ones of ordinary size are left out.
-func planContents(p *FilePlanner, kind image.Kind[*pipe_data.PipeDataEntry]) (map[uint32]*contents, error) {
-	return Shared(p, contentsKey(kind.Name), func() (map[uint32]*contents, error) {
-		all := map[uint32]*contents{}
-		n := 0
+// planContents checks the image of contents. It is read once more when the pipes are there: bytes are not kept.
+func planContents(p *FilePlanner, kind image.Kind[*pipe_data.PipeDataEntry]) (*contents, error) {
+	return Shared(p, contentsKey(kind.Name), func() (*contents, error) {
+		c := &contents{p.Set.Source, kind, map[uint32]bool{}, map[uint32]func() (*Table, int){}}
 		for e, err := range image.Entries(p.Set.Source, kind, 0) {
 			if errors.Is(err, fs.ErrNotExist) {
-				return all, nil
+				return c, nil
 			}
 			if err != nil {
 				return nil, err
 			}
-			switch {
-			case all[e.GetPipeId()] != nil:
+			switch n := len(c.entries); {
+			case c.entries[e.GetPipeId()]:
 				return nil, image.Errorf(kind.File(0), n, "pipe_id %d is there twice", e.GetPipeId())
 			case e.GetSize() > maxPipe:
 				return nil, image.Errorf(kind.File(0), n, "size %d is larger than a pipe can be", e.GetSize())
 			case e.GetBytes() > max(e.GetSize(), defaultPipe):
 				return nil, image.Errorf(kind.File(0), n, "%d bytes do not fit into a pipe of %d", e.GetBytes(), max(e.GetSize(), defaultPipe))
 			}
-			all[e.GetPipeId()] = &contents{p.Set.Source, kind, n, e}
-			n++
+			c.entries[e.GetPipeId()] = true
 		}
-		return all, nil
+		p.plan.contents = append(p.plan.contents, c)
+		return c, nil
 	})
 }
 
-// write sets the size of the pipe behind fd and fills it.
-func (c *contents) write(fd int) error {
-	if err := c.resize(fd); err != nil {
-		return err
-	}
-	if c.entry.GetBytes() == 0 {
-		return nil
-	}
+// fill writes the contents of all pipes in one pass over the image.
+func (c *contents) fill(ctx context.Context, open func(t *Table, fd int) (int, error)) error {
 	d, f, err := image.Open(c.src, c.kind, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	for range c.index + 1 {
-		if _, err := d.Next(); err != nil {
+	page := make([]byte, image.PageSize)
+	e := &pipe_data.PipeDataEntry{}
+	for {
+		if err := ctx.Err(); err != nil {
 			return err
+		}
+		if err := d.NextInto(e); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		at := c.to[e.GetPipeId()]
+		if at == nil || e.GetBytes() == 0 && (e.GetSize() == 0 || e.GetSize() == defaultPipe) {
+			continue // of a pipe that comes from outside, or nothing to do
+		}
+		t, number := at()
+		if t == nil {
+			continue
+		}
+		fd, err := open(t, number)
+		if err == nil {
+			err = errors.Join(fillPipe(fd, e, d.Payload(), page), unix.Close(fd))
+		}
+		if err != nil {
+			return fmt.Errorf("%s: pipe %d: %w", t.Node, e.GetPipeId(), err)
 		}
 	}
-	// Whole pages: a pipe holds so many pages, full or not. Nobody reads from it, so what does not fit must be an error
-	// and not a wait; while it polls writable, a page can be written.
-	page := make([]byte, image.PageSize)
-	for left := int(c.entry.GetBytes()); left > 0; {
-		n := min(left, len(page))
-		if _, err := io.ReadFull(d.Payload(), page[:n]); err != nil {
+}
+
+// fillPipe sets the size of the pipe behind fd and writes what was in it: in whole pages, for a pipe holds so many of
+// them, full or not. Nobody reads from it, so what does not fit must be an error and not a wait.
+func fillPipe(fd int, e *pipe_data.PipeDataEntry, from io.Reader, page []byte) error {
+	if err := resizePipe(fd, e); err != nil {
+		return err
+	}
+	for done, size := 0, int(e.GetBytes()); done < size; {
+		n := min(size-done, len(page))
+		if _, err := io.ReadFull(from, page[:n]); err != nil {
 			return err
 		}
-		if ready, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 0); err != nil || ready == 0 {
-			return fmt.Errorf("pipe %d is full before its %d bytes are in it", c.entry.GetPipeId(), c.entry.GetBytes())
+		if done > 0 { // while it polls writable there is room for a page
+			if ready, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 0); err != nil || ready == 0 {
+				return fmt.Errorf("it is full with %d of %d bytes", done, size)
+			}
 		}
 		if _, err := unix.Write(fd, page[:n]); err != nil {
-			return fmt.Errorf("write to pipe %d: %w", c.entry.GetPipeId(), err)
+			return fmt.Errorf("write: %w", err)
 		}
-		left -= n
+		done += n
 	}
 	return nil
 }
 
-// resize gives the pipe its size. Making it larger than fs.pipe-max-size needs CAP_SYS_RESOURCE; where that is missing
-// the pipe stays smaller if what is in it has room.
-func (c *contents) resize(fd int) error {
-	want := c.entry.GetSize()
+// resizePipe gives the pipe its size. Making it larger than fs.pipe-max-size needs CAP_SYS_RESOURCE; where that is
+// missing the pipe stays smaller if what was in it has room.
+func resizePipe(fd int, e *pipe_data.PipeDataEntry) error {
+	want := e.GetSize()
 	if want == 0 || want == defaultPipe {
 		return nil
 	}
@@ -223,8 +244,8 @@ func (c *contents) resize(fd int) error {
 		return nil
 	}
 	have, gerr := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0)
-	if gerr == nil && uint32(have) >= c.entry.GetBytes() {
+	if gerr == nil && uint32(have) >= e.GetBytes() {
 		return nil
 	}
-	return fmt.Errorf("pipe %d cannot be made %d bytes large (raise fs.pipe-max-size): %w", c.entry.GetPipeId(), want, err)
+	return fmt.Errorf("it cannot be made %d bytes large (raise fs.pipe-max-size): %w", want, err)
 }

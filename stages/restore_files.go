@@ -1,10 +1,8 @@
 package stages
 
 import (
-	"context"
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 
@@ -13,7 +11,6 @@ import (
 	"cryo/pipeline"
 	"cryo/restorers"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -56,7 +53,8 @@ func (r *restorer) restoreFiles(s *pipeline.Stage, f *family) (*family, error) {
 		if lv != restorers.Fill {
 			continue
 		}
-		if err := f.fillFiles(s.Context()); err != nil {
+		pid := func(t *restorers.Table) int { return f.byNode[t.Node].PID() }
+		if err := f.files.Fill(s.Context(), pid); err != nil {
 			return nil, err
 		}
 	}
@@ -79,19 +77,4 @@ func (r *restorer) fileLevel(f *family, lv restorers.Level) error {
 		}
 	}
 	return r.runPrograms(busy, func(m *member) (*remote.Program, error) { return programs[m], nil })
-}
-
-// fillFiles puts contents into what the tasks have made.
-func (f *family) fillFiles(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(runtime.GOMAXPROCS(0))
-	for _, t := range f.files.Tables {
-		g.Go(func() error {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			return f.files.Fill(t, f.byNode[t.Node].PID())
-		})
-	}
-	return g.Wait()
 }
