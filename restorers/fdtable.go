@@ -19,10 +19,10 @@ type Table struct {
 	ID   uint32
 	Node *Node // the first task that uses it; it makes the files
 
-	finals  []final          // what there is to be, by number
-	numbers map[uint32][]int // indices into finals, by file
-	owns    []*File          // files this task makes, in the order they are met
-	borrows []uint32         // files needed at Attach that the task is not to keep
+	finals  []final        // what there is to be, by number
+	firsts  map[uint32]int // index into finals of a file's lowest number
+	owns    []*File        // files this task makes, in the order they are met
+	borrows []uint32       // files needed at Attach that the task is not to keep
 
 	used   map[int]bool
 	low    int            // nothing below is free
@@ -37,10 +37,12 @@ type final struct {
 	id      uint32
 	cloexec int // O_CLOEXEC or 0
 	typ     fdinfo.FdTypes
+	next    int // index of the file's next number, 0: none
 }
 
 func newTable(id uint32, n *Node, fds []*fdinfo.FdinfoEntry) *Table {
-	t := &Table{ID: id, Node: n, numbers: map[uint32][]int{}, used: map[int]bool{}, have: map[uint32]int{}}
+	t := &Table{ID: id, Node: n, finals: make([]final, 0, len(fds)), firsts: make(map[uint32]int, len(fds)),
+		used: make(map[int]bool, len(fds)), have: make(map[uint32]int, len(fds))}
 	for _, f := range fds {
 		w := final{fd: int(f.GetFd()), id: f.GetId(), typ: f.GetType()}
 		if f.GetFlags()&unix.FD_CLOEXEC != 0 {
@@ -49,16 +51,17 @@ func newTable(id uint32, n *Node, fds []*fdinfo.FdinfoEntry) *Table {
 		t.finals = append(t.finals, w)
 	}
 	slices.SortFunc(t.finals, byNumber)
-	for i, f := range t.finals {
-		t.numbers[f.id] = append(t.numbers[f.id], i)
+	for i, f := range slices.Backward(t.finals) {
+		t.finals[i].next = t.firsts[f.id]
+		t.firsts[f.id] = i
 	}
 	return t
 }
 
 // first is the lowest number a file has in the end, -1 if the table has it not.
 func (t *Table) first(id uint32) int {
-	if n := t.numbers[id]; len(n) > 0 {
-		return t.finals[n[0]].fd
+	if i, ok := t.firsts[id]; ok {
+		return t.finals[i].fd
 	}
 	return -1
 }
@@ -101,34 +104,51 @@ func (t *Table) park() int {
 
 // Slots is what an object sees of descriptor tables while a program is written for one of them.
 type Slots struct {
+	*pool
 	plan *FilePlan
 	t    *Table
-	b    *remote.Builder
-	refs map[string]remote.Ref
 	tool *int // number of a pidfd of the tool
 }
 
 func newSlots(p *FilePlan, t *Table, b *remote.Builder) *Slots {
-	return &Slots{plan: p, t: t, b: b, refs: map[string]remote.Ref{}}
+	return &Slots{pool: newPool(b), plan: p, t: t}
 }
 
-// data is a piece of constant program memory, one for all its users.
-func (s *Slots) data(p string) remote.Ref {
-	r, ok := s.refs[p]
+// pool is constant memory of a program, each piece one for all its users.
+type pool struct {
+	b     *remote.Builder
+	paths map[string]remote.Ref
+	hows  map[int]remote.Ref
+}
+
+func newPool(b *remote.Builder) *pool {
+	return &pool{b: b, paths: map[string]remote.Ref{}, hows: map[int]remote.Ref{}}
+}
+
+// path is a path in program memory.
+func (p *pool) path(s string) remote.Ref {
+	r, ok := p.paths[s]
 	if !ok {
-		r = s.b.Bytes([]byte(p))
-		s.refs[p] = r
+		r = p.b.String(s)
+		p.paths[s] = r
 	}
 	return r
 }
 
-// path is a path in program memory.
-func (s *Slots) path(p string) remote.Ref { return s.data(p + "\x00") }
+// how is a struct open_how in program memory.
+func (p *pool) how(flags int) remote.Ref {
+	r, ok := p.hows[flags]
+	if !ok {
+		r = p.b.Bytes(words(uint64(flags), 0, unix.RESOLVE_NO_SYMLINKS))
+		p.hows[flags] = r
+	}
+	return r
+}
 
 // Cloexec is the flag to open a file with: O_CLOEXEC, or 0 where its first descriptor is to go without.
 func (s *Slots) Cloexec(id uint32) int {
-	if n := s.t.numbers[id]; len(n) > 0 {
-		return s.t.finals[n[0]].cloexec
+	if i, ok := s.t.firsts[id]; ok {
+		return s.t.finals[i].cloexec
 	}
 	return unix.O_CLOEXEC
 }
@@ -190,34 +210,42 @@ type arrival struct {
 // place moves a fresh descriptor to where it is wanted and returns its (first) number. Others that have just arrived
 // make way for it.
 func (s *Slots) place(a arrival, others ...*arrival) int {
-	want := s.t.numbers[a.id]
-	if a.id == 0 || len(want) == 0 {
+	first, wanted := s.t.firsts[a.id]
+	if a.id == 0 || !wanted {
 		return s.parkArrival(a)
 	}
 	stays := false
-	for _, i := range want {
-		f := s.t.finals[i]
+	for i := first; ; {
+		f := &s.t.finals[i]
 		if f.fd == a.n {
 			stays = true
 			if f.cloexec != a.cloexec {
 				s.b.Call(unix.SYS_FCNTL, remote.Imm(a.n), remote.Imm(unix.F_SETFD), remote.Imm(f.cloexec/unix.O_CLOEXEC)).Must().Discard()
 			}
-			continue
+		} else {
+			s.copyTo(a.n, f, others)
 		}
-		for _, o := range others {
-			if o.n == f.fd {
-				s.makeWay(o)
-			}
+		if i = f.next; i == 0 {
+			break
 		}
-		s.b.Call(unix.SYS_DUP3, remote.Imm(a.n), remote.Imm(f.fd), remote.Imm(f.cloexec)).Must().Discard()
-		s.t.used[f.fd] = true
 	}
 	if !stays {
 		s.Close(a.n)
 	}
-	n := s.t.finals[want[0]].fd
+	n := s.t.finals[first].fd
 	s.arrived(a.id, n)
 	return n
+}
+
+// copyTo makes one more of the descriptors a file is to have.
+func (s *Slots) copyTo(n int, f *final, others []*arrival) {
+	for _, o := range others {
+		if o.n == f.fd {
+			s.makeWay(o)
+		}
+	}
+	s.b.Call(unix.SYS_DUP3, remote.Imm(n), remote.Imm(f.fd), remote.Imm(f.cloexec)).Must().Discard()
+	s.t.used[f.fd] = true
 }
 
 // makeWay moves a descriptor to the next free number.

@@ -56,8 +56,8 @@ func (f *fifoFile) Emit(lv Level, b *remote.Builder, s *Slots) error {
 	if lv != Open {
 		return nil
 	}
-	f.table, f.number = s.t, s.Keep(f.emit(b, unix.O_RDWR|unix.O_CLOEXEC, s.data))
+	f.table, f.number = s.t, s.Keep(f.emit(s.pool, unix.O_RDWR|unix.O_CLOEXEC))
 	cloexec := s.Cloexec(f.id)
-	s.Made(f.emit(b, openFlags(f.Entry.GetFlags())|cloexec, s.data), f.id, cloexec)
+	s.Made(f.emit(s.pool, openFlags(f.Entry.GetFlags())|cloexec), f.id, cloexec)
 	return nil
 }

@@ -323,18 +323,15 @@ func openFlags(set uint32) int {
 }
 
 // Emit opens the file: the call, whose result is the lowest free number. flags are those of open(2).
-func (n *Named) Emit(b *remote.Builder, flags int) remote.Op {
-	return n.emit(b, flags, func(s string) remote.Ref { return b.Bytes([]byte(s)) })
-}
+func (n *Named) Emit(b *remote.Builder, flags int) remote.Op { return n.emit(newPool(b), flags) }
 
-func (n *Named) emit(b *remote.Builder, flags int, data func(string) remote.Ref) remote.Op {
+func (n *Named) emit(p *pool, flags int) remote.Op {
 	if n.held >= 0 {
 		// Through the link of the tool's descriptor: a link at the end is what is followed here.
-		link := fmt.Sprintf("/proc/%d/fd/%d\x00", n.paths.opt.ToolPID, n.held)
-		return b.Call(unix.SYS_OPENAT, remote.Imm(unix.AT_FDCWD), data(link), remote.Imm(flags&^unix.O_NOFOLLOW), remote.Imm(0)).Must()
+		link := fmt.Sprintf("/proc/%d/fd/%d", n.paths.opt.ToolPID, n.held)
+		return p.b.Call(unix.SYS_OPENAT, remote.Imm(unix.AT_FDCWD), p.path(link), remote.Imm(flags&^unix.O_NOFOLLOW), remote.Imm(0)).Must()
 	}
-	how := string(words(uint64(flags), 0, unix.RESOLVE_NO_SYMLINKS))
-	return b.Call(unix.SYS_OPENAT2, remote.Imm(unix.AT_FDCWD), data(n.path+"\x00"), data(how), remote.Imm(len(how))).Must()
+	return p.b.Call(unix.SYS_OPENAT2, remote.Imm(unix.AT_FDCWD), p.path(n.path), p.how(flags), remote.Imm(unix.SizeofOpenHow)).Must()
 }
 
 // EmitOpen opens the file with this id in a program, close-on-exec and with the flags of the set.

@@ -22,8 +22,8 @@ import (
 // /proc from one of the ends. Contents are written by the tool.
 type Pipe struct{}
 
-// pipe is what the files of one pipe have in common.
-type pipe struct {
+// pipeObject is what the files of one pipe have in common.
+type pipeObject struct {
 	id      uint32
 	ends    [2]*pipeEnd // first reader, first writer; nil: no task has such a one
 	creator *pipeEnd
@@ -34,7 +34,7 @@ type pipe struct {
 
 // pipeEnd is one open file of a pipe.
 type pipeEnd struct {
-	*pipe
+	*pipeObject
 	id    uint32
 	flags uint32
 }
@@ -47,8 +47,8 @@ func (Pipe) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
 	if pe == nil {
 		return nil, image.Errorf(image.Files.File(0), -1, "id %d has no pipe", e.GetId())
 	}
-	common, err := Shared(p, pipeKey(pe.GetPipeId()), func() (*pipe, error) {
-		c := &pipe{id: pe.GetPipeId(), outside: -1}
+	common, err := Shared(p, pipeKey(pe.GetPipeId()), func() (*pipeObject, error) {
+		c := &pipeObject{id: pe.GetPipeId(), outside: -1}
 		if fd, ok := p.Paths.inherited(fmt.Sprintf("pipe:[%d]", c.id)); ok {
 			c.outside = fd
 			return c, nil
@@ -62,7 +62,7 @@ func (Pipe) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	end := &pipeEnd{pipe: common, id: e.GetId(), flags: pe.GetFlags()}
+	end := &pipeEnd{pipeObject: common, id: e.GetId(), flags: pe.GetFlags()}
 	if common.creator == nil {
 		common.creator = end
 	}

@@ -49,7 +49,7 @@ func (r *regFile) Emit(lv Level, b *remote.Builder, s *Slots) error {
 		return nil
 	}
 	cloexec := s.Cloexec(id)
-	op := r.emit(b, openFlags(r.Entry.GetFlags())|cloexec, s.data)
+	op := r.emit(s.pool, openFlags(r.Entry.GetFlags())|cloexec)
 	s.Made(op, id, cloexec)
 	if pos := r.position(); pos != 0 {
 		b.Call(unix.SYS_LSEEK, remote.Imm(s.Number(id)), remote.Imm(pos), remote.Imm(unix.SEEK_SET)).Must().Discard()
