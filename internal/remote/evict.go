@@ -32,17 +32,31 @@ func labelledCode(size uint64) []byte {
 
 // Evict removes from a task the engines that a tool left in it when it was killed. The task must not be traced any more,
 // or cease to be soon; threads that are still on their way out of a program are waited for, until ctx ends. The task
-// goes on as it was, running or stopped. A task without an engine is not touched.
+// goes on as it was, running or stopped.
+//
+// Its threads are stopped before it is looked at: one that was making the mapping when the tool died makes it after that.
 func Evict(ctx context.Context, pid int) error {
-	areas, err := findEngines(pid)
-	if err != nil || len(areas) == 0 {
+	found, err := findEngines(pid)
+	if err != nil {
 		return err
+	}
+	if len(found) == 0 { // perhaps not yet; but a task that somebody else traces is not waited for
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, evictPatience)
+		defer cancel()
 	}
 	t := ptrace.NewTracer()
 	defer t.Close()
 	return t.Do(func() error {
 		tids, err := seizeAll(ctx, pid)
 		if err == nil {
+			err = awaitStops(tids)
+		}
+		var areas []Area
+		if err == nil {
+			areas, err = findEngines(pid)
+		}
+		if err == nil && len(areas) > 0 {
 			tids, err = stopOutside(ctx, tids, areas)
 		}
 		for i := 0; err == nil && i < len(areas); i++ {
@@ -53,8 +67,24 @@ func Evict(ctx context.Context, pid int) error {
 				err = errors.Join(err, e)
 			}
 		}
-		return err
+		if len(found) == 0 && errors.Is(err, unix.EPERM) {
+			return nil
+		}
+		return ignoreGone(err)
 	})
+}
+
+// evictPatience is how long a dying tracer may hold a task.
+const evictPatience = 200 * time.Millisecond
+
+// awaitStops waits for the stops of threads that have been interrupted; those that have ended are no error.
+func awaitStops(tids []int) error {
+	for _, tid := range tids {
+		if _, err := ptrace.AwaitStop(tid); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ECHILD) {
+			return err
+		}
+	}
+	return nil
 }
 
 // findEngines looks for engines in a task. The kernel may have merged their mappings with others, so it looks at each page.
@@ -152,7 +182,7 @@ func pause(ctx context.Context) bool {
 // stopOutside waits until all threads have stopped outside of areas, and returns those that have not ended meanwhile.
 func stopOutside(ctx context.Context, tids []int, areas []Area) (stopped []int, err error) {
 	for _, tid := range tids {
-		_, err := ptrace.AwaitStop(tid)
+		var err error
 		inside := true
 		for err == nil {
 			if inside, err = isInside(tid, areas); err != nil || !inside {
