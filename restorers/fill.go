@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"os"
 	"slices"
 
 	"cryo/internal/image"
@@ -20,6 +19,7 @@ type PageFill struct {
 	Base   uint64 // pid of the task whose pages are inherited; 0 without one
 	PID    int    // task to write to, as the tool sees it
 	Parts  []Part // where pages may be; ascending
+	Uffd   *Uffd  // for parts that are Copied; nil without any
 
 	// Results.
 	Drop  []Range // inherited pages the task is not to have
@@ -34,6 +34,7 @@ type Part struct {
 	Kept   bool   // holds the pages of Base
 	Forced bool   // is not writable: to be written through /proc/PID/mem
 	Ignore bool   // pages there are of no use (vdso)
+	Copied bool   // fresh and registered with the fill's Uffd
 }
 
 // PartsOf lists where the private pages of a task go.
@@ -70,10 +71,20 @@ func (f *PageFill) Run(ctx context.Context) error {
 		}
 		defer base.Close()
 	}
-	w := &pageWriter{pid: f.PID}
-	defer w.close()
+	w := newPageWriter(ctx, f.PID, f.Uffd)
+	err = f.walk(ctx, own, base, w)
+	if werr := w.close(); werr != nil {
+		err = werr
+	}
+	f.Pages = w.pages
+	return err
+}
+
+// walk goes over the parts.
+func (f *PageFill) walk(ctx context.Context, own, base *pageStream, w *pageWriter) error {
 	at := uint64(0)
-	for _, p := range f.Parts {
+	for i := range f.Parts {
+		p := &f.Parts[i]
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -88,12 +99,7 @@ func (f *PageFill) Run(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := f.outside(own, at, ^uint64(0)); err != nil {
-		return err
-	}
-	err = w.flush()
-	f.Pages = w.pages
-	return err
+	return f.outside(own, at, ^uint64(0))
 }
 
 // outside refuses pages between two parts.
@@ -105,7 +111,7 @@ func (f *PageFill) outside(own *pageStream, from, to uint64) error {
 	return err
 }
 
-func (f *PageFill) part(own, base *pageStream, p Part, w *pageWriter) error {
+func (f *PageFill) part(own, base *pageStream, p *Part, w *pageWriter) error {
 	for at := p.Start; at < p.End; {
 		o, have, err := own.from(at)
 		if err != nil {
@@ -133,7 +139,7 @@ func (f *PageFill) part(own, base *pageStream, p Part, w *pageWriter) error {
 			f.drop(at, next)
 		case b.Start > at: // only its own
 			next = min(o.End, b.Start, p.End)
-			if next, err = w.put(p, o, at, next); err != nil {
+			if err = w.put(p, o, at, next); err != nil {
 				return err
 			}
 		default:
@@ -155,13 +161,10 @@ func (f *PageFill) drop(start, end uint64) {
 }
 
 // compare writes those pages of o that differ from b; both begin at the same address. It returns how far it came.
-func (f *PageFill) compare(p Part, o, b pageRun, end uint64, w *pageWriter) (uint64, error) {
+func (f *PageFill) compare(p *Part, o, b pageRun, end uint64, w *pageWriter) (uint64, error) {
 	at := o.Start
 	theirs, err := b.file.bytes(b.off, end-at)
 	if err != nil {
-		return 0, err
-	}
-	if err := w.prepare(o.file, o.off); err != nil {
 		return 0, err
 	}
 	ours, err := o.file.bytes(o.off, uint64(len(theirs)))
@@ -179,92 +182,9 @@ func (f *PageFill) compare(p Part, o, b pageRun, end uint64, w *pageWriter) (uin
 			continue
 		}
 		page := pageRun{at + i, at + i + image.PageSize, o.file, o.off + int64(i)}
-		if _, err := w.put(p, page, page.Start, page.End); err != nil {
+		if err := w.put(p, page, page.Start, page.End); err != nil {
 			return 0, err
 		}
 	}
 	return at + n, nil
-}
-
-// pageWriter collects writes into a task's memory. It holds slices of one window of one file at a time.
-type pageWriter struct {
-	pid    int
-	mem    *os.File // /proc/PID/mem
-	file   *pagesFile
-	local  []unix.Iovec
-	remote []unix.RemoteIovec
-	size   int
-	pages  uint64
-}
-
-const (
-	maxIovecs = 1024    // what the kernel takes in one call
-	maxBatch  = 4 << 20 // bytes
-)
-
-// prepare makes sure that asking file for bytes at off leaves no collected slice without its window.
-func (w *pageWriter) prepare(file *pagesFile, off int64) error {
-	if len(w.local) > 0 && (file != w.file || off < file.at || off >= file.at+int64(len(file.window))) {
-		return w.flush()
-	}
-	return nil
-}
-
-// put writes the bytes of run from at to end, or the first of them, and returns how far it came.
-func (w *pageWriter) put(p Part, run pageRun, at, end uint64) (uint64, error) {
-	off := run.off + int64(at-run.Start)
-	if err := w.prepare(run.file, off); err != nil {
-		return 0, err
-	}
-	b, err := run.file.bytes(off, end-at)
-	if err != nil {
-		return 0, err
-	}
-	w.pages += uint64(len(b)) / image.PageSize
-	if p.Forced {
-		return at + uint64(len(b)), w.force(at+p.Shift, b)
-	}
-	w.file = run.file
-	w.local = append(w.local, unix.Iovec{Base: &b[0], Len: uint64(len(b))})
-	w.remote = append(w.remote, unix.RemoteIovec{Base: uintptr(at + p.Shift), Len: len(b)})
-	if w.size += len(b); w.size >= maxBatch || len(w.local) == maxIovecs {
-		err = w.flush()
-	}
-	return at + uint64(len(b)), err
-}
-
-// flush writes what is collected.
-func (w *pageWriter) flush() error {
-	if len(w.local) == 0 {
-		return nil
-	}
-	n, err := unix.ProcessVMWritev(w.pid, w.local, w.remote, 0)
-	if err == nil && n != w.size {
-		// The kernel stops in front of the first page that takes no writing.
-		err = fmt.Errorf("%d of %d bytes: %w", n, w.size, unix.EFAULT)
-	}
-	if err != nil {
-		return fmt.Errorf("write pages to %x of task %d: %w", w.remote[0].Base, w.pid, err)
-	}
-	w.local, w.remote, w.size = w.local[:0], w.remote[:0], 0
-	return nil
-}
-
-// force writes where the task itself may not: the kernel copies the page first, as it does for a debugger's breakpoints.
-func (w *pageWriter) force(addr uint64, b []byte) (err error) {
-	if w.mem == nil {
-		if w.mem, err = os.OpenFile(fmt.Sprintf("/proc/%d/mem", w.pid), os.O_WRONLY, 0); err != nil {
-			return err
-		}
-	}
-	if _, err = w.mem.WriteAt(b, int64(addr)); err != nil {
-		return fmt.Errorf("write pages to %x of task %d: %w", addr, w.pid, err)
-	}
-	return nil
-}
-
-func (w *pageWriter) close() {
-	if w.mem != nil {
-		w.mem.Close()
-	}
 }

@@ -140,6 +140,10 @@ func (s *Space) EmitMap(b *remote.Builder, open Opener) error {
 		if err := mmap(b, a, fillProt(a), open); err != nil {
 			return err
 		}
+		if a.Is(vma.StatusAnonPrivate) && a.Madvise&(1<<unix.MADV_HUGEPAGE) != 0 {
+			// Before it is written: huge pages are made then. It is inherited, and told again with the rest.
+			b.Call(unix.SYS_MADVISE, remote.Imm(a.Start), remote.Imm(a.Len()), remote.Imm(unix.MADV_HUGEPAGE)).Must().Discard()
+		}
 	}
 	return nil
 }

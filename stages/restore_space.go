@@ -1,6 +1,7 @@
 package stages
 
 import (
+	"fmt"
 	"runtime"
 
 	"cryo/internal/image"
@@ -28,11 +29,18 @@ func (r *restorer) buildMemory(s *pipeline.Stage, f *family, level []*member) er
 	if err := r.runAll(live, "map shared memory", f.emitShared); err != nil {
 		return err
 	}
-	drop, err := r.fill(s, f, live)
+	uffds, err := r.openUffds(f, live)
+	if err != nil {
+		return err
+	}
+	drop, err := r.fill(s, f, live, uffds)
 	if err != nil {
 		return err
 	}
 	return r.runAll(live, "protect memory", func(m *member, b *remote.Builder) error {
+		if u := uffds[m]; u != nil {
+			b.Call(unix.SYS_CLOSE, remote.Imm(u.InTask)).Must().Discard()
+		}
 		for _, o := range f.shmem {
 			if o.Owner == m.Node {
 				o.EmitDone(b, f.layouts[m.Node])
@@ -43,13 +51,45 @@ func (r *restorer) buildMemory(s *pipeline.Stage, f *family, level []*member) er
 	})
 }
 
+// openUffds makes a userfaultfd for each member that has much memory to fill. Where the kernel lets it have none the memory
+// is filled by writing.
+func (r *restorer) openUffds(f *family, live []*member) (map[*member]*restorers.Uffd, error) {
+	uffds := map[*member]*restorers.Uffd{}
+	for _, m := range live {
+		ranges := f.spaces[m.Node].CopyRanges()
+		if len(ranges) == 0 {
+			continue
+		}
+		b := remote.NewBuilder("userfaultfd")
+		fd := restorers.EmitUffd(b)
+		var res *remote.Results
+		err := r.tracer.Do(func() (err error) {
+			res, err = m.session.Run(b.Program())
+			return err
+		})
+		if err != nil {
+			return uffds, fmt.Errorf("%s: %w", m.Node, err)
+		}
+		n, err := res.Value(fd)
+		if err != nil {
+			continue
+		}
+		if uffds[m], err = restorers.OpenUffd(m.PID(), int(n), ranges); err != nil {
+			return uffds, fmt.Errorf("%s: %w", m.Node, err)
+		}
+	}
+	return uffds, nil
+}
+
 // fill writes the pages of some members, and of the shared memory they own. It returns what pages that came by fork each
 // is not to have.
-func (r *restorer) fill(s *pipeline.Stage, f *family, live []*member) (map[*member][]restorers.Range, error) {
+func (r *restorer) fill(s *pipeline.Stage, f *family, live []*member, uffds map[*member]*restorers.Uffd) (map[*member][]restorers.Range, error) {
 	byMember := map[*member]*restorers.PageFill{}
 	var fills []*restorers.PageFill
 	for _, m := range live {
 		byMember[m] = f.pagesOf(m.Node, f.spaces[m.Node].Base, m.PID())
+		byMember[m].UseUffd(uffds[m])
+		defer uffds[m].Close()
 		fills = append(fills, byMember[m])
 		for _, o := range f.shmem {
 			if o.Owner == m.Node {
