@@ -26,7 +26,9 @@ const wardEnv = "GUARDIAN_TEST_WARD"
 
 func TestMain(m *testing.M) {
 	Main(Kind{"fail", func(context.Context, json.RawMessage, []int) error { return errors.New("as told") }})
-	if script := os.Getenv(wardEnv); script != "" {
+	if script := os.Getenv(wardEnv); script == "spin" {
+		os.Exit(playSpinner())
+	} else if script != "" {
 		if err := playWard(strings.Fields(script)); err != nil {
 			fmt.Fprintln(os.Stderr, "ward:", err)
 			os.Exit(1)

@@ -57,8 +57,8 @@
 //
 //   - where the task has no code to escape by, or its main stack is in use to its lowest page, while the engine is mapped
 //     (Inject) and unmapped (Eject), some microseconds each;
-//   - where the task handles or blocks every signal that is ignored by default (SIGURG, SIGWINCH, SIGCHLD): programs
-//     stop by a breakpoint then, and Session.CrashSafe says so;
+//   - where the task handles or blocks every signal that does nothing by default (SIGURG, SIGWINCH, SIGCHLD, and SIGCONT
+//     unless the task is stopped): programs stop by a breakpoint then, and Session.CrashSafe says so;
 //   - where seccomp is in force in the task, while a program runs: seccomp is suspended by the tracer's options, comes
 //     back with the tracer's death and judges the rest of the program. Between programs nothing happens but a return from
 //     a signal, which seccomp's strict mode and all but the oddest filters allow;

@@ -31,11 +31,13 @@ func labelledCode(size uint64) []byte {
 }
 
 // Evict removes from a task the engines that a tool left in it when it was killed. The task must not be traced any more,
-// or cease to be soon; threads that are still on their way out of a program are waited for, until ctx ends. The task
-// goes on as it was, running or stopped.
-//
-// Its threads are stopped before it is looked at: one that was making the mapping when the tool died makes it after that.
+// or cease to be soon; threads that are still on their way out of a program, or out of the call that maps or unmaps the
+// engine, are waited for, until ctx ends. The task goes on as it was, running or stopped.
 func Evict(ctx context.Context, pid int) error {
+	escape, err := FindEscape(pid)
+	if err != nil {
+		return ignoreGone(err)
+	}
 	found, err := findEngines(pid)
 	if err != nil {
 		return err
@@ -46,18 +48,21 @@ func Evict(ctx context.Context, pid int) error {
 		defer cancel()
 	}
 	t := ptrace.NewTracer()
-	defer t.Close()
+	defer t.Close() // lets go of what is still traced then
 	return t.Do(func() error {
 		tids, err := seizeAll(ctx, pid)
-		if err == nil {
-			err = awaitStops(tids)
+		if len(found) == 0 && errors.Is(err, unix.EPERM) {
+			return nil
 		}
-		var areas []Area
-		if err == nil {
-			areas, err = findEngines(pid)
+		if err != nil || len(tids) == 0 {
+			return ignoreGone(err)
 		}
-		if err == nil && len(areas) > 0 {
-			tids, err = stopOutside(ctx, tids, areas)
+		areas, err := findEngines(pid)
+		if err == nil {
+			tids, err = stopOutside(ctx, tids, areas, escape)
+		}
+		if err == nil {
+			areas, err = findEngines(pid) // now it is sure: a thread may have escaped from its mmap meanwhile
 		}
 		for i := 0; err == nil && i < len(areas); i++ {
 			err = unmapArea(tids[0], areas[i])
@@ -67,25 +72,12 @@ func Evict(ctx context.Context, pid int) error {
 				err = errors.Join(err, e)
 			}
 		}
-		if len(found) == 0 && errors.Is(err, unix.EPERM) {
-			return nil
-		}
 		return ignoreGone(err)
 	})
 }
 
 // evictPatience is how long a dying tracer may hold a task.
 const evictPatience = 200 * time.Millisecond
-
-// awaitStops waits for the stops of threads that have been interrupted; those that have ended are no error.
-func awaitStops(tids []int) error {
-	for _, tid := range tids {
-		if _, err := ptrace.AwaitStop(tid); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ECHILD) {
-			return err
-		}
-	}
-	return nil
-}
 
 // findEngines looks for engines in a task. The kernel may have merged their mappings with others, so it looks at each page.
 func findEngines(pid int) ([]Area, error) {
@@ -133,6 +125,9 @@ func ignoreGone(err error) error {
 	return err
 }
 
+// maxEscape is more than a signal frame and what precedes it.
+const maxEscape = 64 << 10
+
 // evictPause is the time between two looks at a task that is not ready.
 const evictPause = time.Millisecond
 
@@ -154,8 +149,11 @@ func seizeAll(ctx context.Context, pid int) (tids []int, err error) {
 				continue
 			}
 			err := ptrace.Seize(tid, 0)
-			for errors.Is(err, unix.EPERM) && pause(ctx) { // its dying tracer has not let go
+			for errors.Is(err, unix.EPERM) && !hasEnded(dir, tid) && pause(ctx) { // its dying tracer has not let go
 				err = ptrace.Seize(tid, 0)
+			}
+			if err != nil && hasEnded(dir, tid) {
+				continue
 			}
 			if err == nil {
 				tids, fresh = append(tids, tid), true
@@ -169,6 +167,12 @@ func seizeAll(ctx context.Context, pid int) (tids []int, err error) {
 	return tids, nil
 }
 
+// hasEnded says whether a thread is dead, be it still listed.
+func hasEnded(dir *procfs.Dir, tid int) bool {
+	st, err := dir.ThreadStatus(tid)
+	return err != nil || st.State == 'Z' || st.State == 'X'
+}
+
 // pause waits a little, and returns false when ctx has ended.
 func pause(ctx context.Context) bool {
 	select {
@@ -179,20 +183,21 @@ func pause(ctx context.Context) bool {
 	}
 }
 
-// stopOutside waits until all threads have stopped outside of areas, and returns those that have not ended meanwhile.
-func stopOutside(ctx context.Context, tids []int, areas []Area) (stopped []int, err error) {
+// stopOutside waits until all threads have stopped, none in an engine or escaping, and returns those that have not ended
+// meanwhile.
+func stopOutside(ctx context.Context, tids []int, areas []Area, escape Escape) (stopped []int, err error) {
 	for _, tid := range tids {
-		var err error
+		err := awaitStop(ctx, tid)
 		inside := true
 		for err == nil {
-			if inside, err = isInside(tid, areas); err != nil || !inside {
+			if inside, err = isInside(tid, areas, escape); err != nil || !inside {
 				break
 			}
 			if err = ptrace.Cont(tid, 0); err == nil && !pause(ctx) {
 				err = fmt.Errorf("thread %d does not leave the program it runs: %w", tid, ctx.Err())
 			}
 			if err == nil {
-				err = stopAgain(tid)
+				err = stopAgain(ctx, tid)
 			}
 		}
 		if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ECHILD) {
@@ -208,36 +213,73 @@ func stopOutside(ctx context.Context, tids []int, areas []Area) (stopped []int, 
 	return stopped, nil
 }
 
-func isInside(tid int, areas []Area) (bool, error) {
+// isInside says whether a stopped thread runs an engine or is about to escape from a lone call.
+func isInside(tid int, areas []Area, escape Escape) (bool, error) {
 	var regs arch.Regs
-	err := ptrace.GetRegs(tid, &regs)
-	return slices.ContainsFunc(areas, func(a Area) bool { return regs.PC()-a.Start < a.Size }), err
+	if err := ptrace.GetRegs(tid, &regs); err != nil {
+		return false, err
+	}
+	pc := regs.PC()
+	escaping := pc-escape.call < arch.EscapeOverlap || pc-escape.sigreturn < arch.EscapeOverlap
+	if escape.Ok() && escaping && regs.StackPointer()-escape.scratch < maxEscape {
+		return true, nil
+	}
+	return slices.ContainsFunc(areas, func(a Area) bool { return pc-a.Start < a.Size }), nil
 }
 
-// stopAgain stops a thread that was let go on. One that has stopped by itself, as a thread in a group-stop may, is not
-// interrupted once more: the second interrupt would stop it again before it has done a single instruction.
-func stopAgain(tid int) error {
+// awaitStop waits for the stop an interrupt asked for, but not for ever: a task in a frozen cgroup of version 1 does not
+// stop.
+func awaitStop(ctx context.Context, tid int) error {
 	for {
 		st, ok, err := ptrace.Poll(tid)
 		switch {
 		case err != nil:
 			return err
+		case !ok && !pause(ctx):
+			return fmt.Errorf("thread %d does not stop: %w", tid, ctx.Err())
 		case !ok:
-			_, err = ptrace.Stop(tid)
-			return err
+			continue
 		case st.Gone():
 			return fmt.Errorf("%v: %w", st, unix.ESRCH)
 		case st.Event() == ptrace.EventStop:
 			return nil
 		}
-		sig := st.StopSignal()
-		if st.Event() != 0 || st.SyscallStop() {
-			sig = 0
-		}
-		if err := ptrace.Cont(tid, sig); err != nil {
+		if err := passOn(tid, st); err != nil {
 			return err
 		}
 	}
+}
+
+// stopAgain stops a thread that was let go on. One that has stopped by itself, as a thread in a group-stop may, is not
+// interrupted once more: the second interrupt would stop it again before it has done a single instruction.
+func stopAgain(ctx context.Context, tid int) error {
+	st, ok, err := ptrace.Poll(tid)
+	switch {
+	case err != nil:
+		return err
+	case ok && st.Gone():
+		return fmt.Errorf("%v: %w", st, unix.ESRCH)
+	case ok && st.Event() == ptrace.EventStop:
+		return nil
+	case ok:
+		err = passOn(tid, st)
+	}
+	if err == nil {
+		err = ptrace.Interrupt(tid)
+	}
+	if err == nil {
+		err = awaitStop(ctx, tid)
+	}
+	return err
+}
+
+// passOn lets a thread go on with the signal it has stopped for.
+func passOn(tid int, st ptrace.Status) error {
+	sig := st.StopSignal()
+	if st.Event() != 0 || st.SyscallStop() {
+		sig = 0
+	}
+	return ptrace.Cont(tid, sig)
 }
 
 // unmapArea unmaps an area by a stopped thread outside of it.

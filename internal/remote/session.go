@@ -226,21 +226,30 @@ func (s *Session) take(sl *Slot) {
 }
 
 // stopSignals are the signals a program may stop with: whoever does not handle them ignores them.
-var stopSignals = [...]syscall.Signal{syscall.SIGURG, syscall.SIGWINCH, syscall.SIGCHLD}
+var stopSignals = [...]syscall.Signal{syscall.SIGURG, syscall.SIGWINCH, syscall.SIGCHLD, syscall.SIGCONT}
 
 // chooseSignal finds a signal that means nothing to the thread: not handled, not pending, not blocked to be read
-// otherwise. 0 if there is none.
+// otherwise. 0 if there is none. SIGCONT, the only one of them that Go programs do not handle, does for a task that is
+// not stopped.
 func (s *Session) chooseSignal(t *Thread) syscall.Signal {
 	if s.restored {
 		return restoreSignal
 	}
 	for _, sig := range stopSignals {
 		bit := uint64(1) << (sig - 1)
-		if (s.status.SigCaught|s.status.SigPending|t.SigMask)&bit == 0 {
-			return sig
+		if (s.status.SigCaught|s.status.SigPending|t.SigMask)&bit != 0 || sig == syscall.SIGCONT && groupStopped(t.TID) {
+			continue
 		}
+		return sig
 	}
 	return 0
+}
+
+// groupStopped says whether the task of a thread is stopped, by SIGSTOP or the like: the event the thread stopped with has
+// that signal then.
+func groupStopped(tid int) bool {
+	si, err := ptrace.SigInfo(tid)
+	return err != nil || syscall.Signal(si.Signo) != syscall.SIGTRAP
 }
 
 // CrashSafe says whether the task goes on by itself when the tracer dies during a program of its leader.
