@@ -18,5 +18,6 @@ require (
 
 require (
 	github.com/aperturerobotics/protobuf-go-lite v0.15.0 // indirect
+	github.com/moby/sys/mountinfo v0.7.3 // indirect
 	golang.org/x/tools v0.26.0 // indirect
 )
