@@ -93,6 +93,9 @@ func (d *dumper) close() {
 	for _, t := range d.freezer.tasks {
 		t.Close()
 	}
+	if d.freezer.group != nil {
+		d.freezer.group.Close()
+	}
 	d.images.Close()
 }
 

@@ -51,7 +51,12 @@ func (d *dumper) finish(_ *pipeline.Stage, v valid) error {
 	if final == options.Kill {
 		return d.endTree(v.tasks)
 	}
-	forget, err := d.insure(evictions(v.tasks))
+	records := evictions(v.tasks)
+	paused := d.freezer.group != nil && d.freezer.group.Found() // tasks go back to the ice they were taken from
+	if paused {
+		records = append(records, d.groupRecord())
+	}
+	forget, err := d.insure(records)
 	if err != nil {
 		return err
 	}
@@ -61,6 +66,11 @@ func (d *dumper) finish(_ *pipeline.Stage, v valid) error {
 	}
 	if err := d.ejectAll(v.tasks)(context.Background()); err != nil {
 		return err
+	}
+	if paused {
+		if err := d.freezer.group.Leave(); err != nil {
+			return err
+		}
 	}
 	return d.tracer.Do(func() error {
 		if final == options.LeaveStopped {

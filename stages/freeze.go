@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"cryo/collectors"
+	"cryo/internal/cgfreeze"
 	"cryo/internal/objid"
 	"cryo/internal/procfs"
 	"cryo/internal/ptrace"
@@ -24,6 +25,7 @@ import (
 // Its methods run on the tracer's thread.
 type freezer struct {
 	deadline time.Time
+	group    *cgfreeze.Group // the control group that holds the tree still meanwhile, nil for none
 	root     *collectors.Task
 	tasks    map[int]*collectors.Task // by pid
 	stopped  map[int]bool             // threads, false: interrupted, not yet stopped
@@ -35,6 +37,11 @@ func newFreezer(timeout time.Duration) *freezer {
 
 // freeze stops the tree below and including pid.
 func (f *freezer) freeze(ctx context.Context, pid int) (*collectors.Task, error) {
+	if f.group != nil {
+		if err := f.group.Freeze(ctx, f.deadline); err != nil {
+			return nil, err
+		}
+	}
 	root, err := f.add(pid, nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("there is no task %d", pid)
@@ -48,7 +55,7 @@ func (f *freezer) freeze(ctx context.Context, pid int) (*collectors.Task, error)
 	f.root = root
 	for {
 		before := len(f.stopped) + len(f.tasks)
-		if err := f.list(root); err != nil {
+		if err := errors.Join(f.list(root), f.release(ctx)); err != nil {
 			return nil, err
 		}
 		if err := f.awaitAll(ctx); err != nil {
@@ -62,6 +69,15 @@ func (f *freezer) freeze(ctx context.Context, pid int) (*collectors.Task, error)
 		return nil, fmt.Errorf("task %d ended while it was being stopped", pid)
 	}
 	return root, nil
+}
+
+// release thaws the control group when all its tasks are interrupted: they stop instead of going on. Tasks frozen by the
+// old freezer can stop only then.
+func (f *freezer) release(ctx context.Context) error {
+	if f.group == nil {
+		return nil
+	}
+	return f.group.Thaw(ctx, f.deadline)
 }
 
 // add takes a task in; it is not stopped yet.

@@ -6,6 +6,8 @@ import (
 	"os"
 
 	"cryo/collectors"
+	"cryo/internal/cgfreeze"
+	"cryo/internal/guardian"
 	"cryo/internal/procfs"
 	"cryo/pipeline"
 )
@@ -13,6 +15,9 @@ import (
 // seize stops the tree and emits it. From here on until finish the tree stands still; the undo stack lets it go.
 func (d *dumper) seize(s *pipeline.Stage, emit func(*Tree) error) error {
 	if err := refuseOwn(d.o.Tree); err != nil {
+		return err
+	}
+	if err := d.openGroup(); err != nil {
 		return err
 	}
 	if err := d.pushUndo("let the tree go", d.thaw); err != nil {
@@ -35,6 +40,24 @@ func (d *dumper) seize(s *pipeline.Stage, emit func(*Tree) error) error {
 	tree := newTree(root)
 	s.Logger().Info(fmt.Sprintf("Seized %d tasks, %d threads", len(tree.Tasks), len(d.freezer.stopped)))
 	return emit(tree)
+}
+
+// openGroup takes the control group of --freeze-cgroup into service. Whatever happens, it is left as it was found.
+func (d *dumper) openGroup() (err error) {
+	if d.o.FreezeCgroup == "" {
+		return nil
+	}
+	if d.freezer.group, err = cgfreeze.Open(d.o.FreezeCgroup); err != nil {
+		return fmt.Errorf("--freeze-cgroup: %w", err)
+	}
+	return d.pushUndo("leave the control group as it was", func(context.Context) error { return d.freezer.group.Leave() },
+		d.groupRecord())
+}
+
+// groupRecord is how the guardian leaves the control group as it was.
+func (d *dumper) groupRecord() guardian.Write {
+	file, text := d.freezer.group.Undo()
+	return guardian.Write{File: file, Text: text}
 }
 
 // refuseOwn refuses a tree that the tool is part of: it would stop itself.

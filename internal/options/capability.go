@@ -49,6 +49,7 @@ const (
 var built = map[Capability]bool{
 	Core:        true,
 	Checks:      true,
+	CgFreezer:   true,
 	Tracing:     true,
 	PageServing: true,
 	Streamer:    true,
