@@ -10,6 +10,7 @@ require (
 )
 
 require (
+	github.com/moby/sys/mountinfo v0.7.3
 	github.com/pierrec/lz4/v4 v4.1.33
 	github.com/rogpeppe/go-internal v1.16.0
 	github.com/spf13/pflag v1.0.9
@@ -18,6 +19,5 @@ require (
 
 require (
 	github.com/aperturerobotics/protobuf-go-lite v0.15.0 // indirect
-	github.com/moby/sys/mountinfo v0.7.3 // indirect
 	golang.org/x/tools v0.26.0 // indirect
 )
