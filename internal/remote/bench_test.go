@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -68,4 +69,76 @@ func BenchmarkInject71(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
+}
+
+// BenchmarkInjectMany compares 200 tasks one by one with all at the same time, per task.
+func BenchmarkInjectMany(b *testing.B) {
+	const n = 200
+	var pids []int
+	for range n {
+		pids = append(pids, target(b, "sleep", "1000"))
+	}
+	prog, _, _ := collectProgram()
+	for _, batch := range []bool{false, true} {
+		name := map[bool]string{false: "one by one", true: "at once"}[batch]
+		b.Run(name, func(b *testing.B) {
+			tr := ptrace.NewTracer()
+			defer tr.Close()
+			if err := tr.Do(func() error { return injectMany(b, pids, prog, batch) }); err != nil {
+				b.Fatal(err)
+			}
+		})
+	}
+}
+
+func injectMany(b *testing.B, pids []int, prog *Program, batch bool) error {
+	var leaders []*Thread
+	for _, pid := range pids {
+		if err := ptrace.Seize(pid, 0); err != nil {
+			return err
+		}
+		if _, err := ptrace.Stop(pid); err != nil {
+			return err
+		}
+		th, err := Capture(pid)
+		if err != nil {
+			return err
+		}
+		leaders = append(leaders, th)
+	}
+	size := len(pids)
+	if !batch {
+		size = 1
+	}
+	b.ResetTimer()
+	for range b.N {
+		for at := 0; at < len(leaders); at += size {
+			some := leaders[at : at+size]
+			sessions, errs := InjectAll(some, make([]Options, size))
+			if err := errors.Join(errs...); err != nil {
+				return err
+			}
+			for _, s := range sessions {
+				if err := s.Start(prog); err != nil {
+					return err
+				}
+			}
+			for _, s := range sessions {
+				if _, err := s.Finish(); err != nil {
+					return err
+				}
+			}
+			if err := errors.Join(EjectAll(sessions)...); err != nil {
+				return err
+			}
+		}
+	}
+	b.StopTimer()
+	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/float64(len(pids)), "µs/task")
+	for _, pid := range pids {
+		if err := ptrace.Detach(pid, 0); err != nil {
+			return err
+		}
+	}
+	return nil
 }

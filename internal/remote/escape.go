@@ -4,12 +4,16 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"cryo/arch"
 	"cryo/internal/procfs"
 	"cryo/internal/ptrace"
+	"cryo/internal/vma"
 )
 
 // Escape says how a thread in which the engine makes a single system call, before it has memory of its own in the task
@@ -53,6 +57,60 @@ func FindEscape(pid int) (e Escape, err error) {
 		}
 	}
 	return e, nil
+}
+
+// recentEscapes are the escapes found last: tasks of a tree that were forked from one another have their code at the same
+// addresses.
+var recentEscapes struct {
+	sync.Mutex
+	list []Escape
+}
+
+const maxRecentEscapes = 4
+
+// findEscape is FindEscape for a stopped thread. On kernels that tell single mappings (6.11) it tries the escapes found in
+// other tasks before it reads through the whole of this one.
+func findEscape(t *Thread) (Escape, error) {
+	recentEscapes.Lock()
+	recent := slices.Clone(recentEscapes.list)
+	recentEscapes.Unlock()
+	for _, e := range recent {
+		if e.isIn(t) {
+			return e, nil
+		}
+	}
+	e, err := FindEscape(t.TID)
+	if err != nil || !e.Ok() {
+		return e, err
+	}
+	recentEscapes.Lock()
+	defer recentEscapes.Unlock()
+	recentEscapes.list = append([]Escape{e}, recentEscapes.list...)
+	if len(recentEscapes.list) > maxRecentEscapes {
+		recentEscapes.list = recentEscapes.list[:maxRecentEscapes]
+	}
+	return e, nil
+}
+
+// isIn says whether the code of an escape is in the task of t too, and takes over where its stack begins.
+func (e *Escape) isIn(t *Thread) bool {
+	text := make([]byte, 2*arch.EscapeOverlap)
+	at, after := text[:arch.EscapeOverlap], text[arch.EscapeOverlap:]
+	if ptrace.ReadMemory(t.TID, e.call, at) != nil || ptrace.ReadMemory(t.TID, e.sigreturn, after) != nil {
+		return false
+	}
+	if call, _ := arch.FindEscape(at); call != 0 {
+		return false
+	}
+	if _, sigreturn := arch.FindEscape(after); sigreturn != 0 {
+		return false
+	}
+	maps, err := vma.At(t.TID, e.call, e.sigreturn, t.Regs.StackPointer())
+	if err != nil || maps[0].Prot&maps[1].Prot&unix.PROT_EXEC == 0 || maps[2].Name != "[stack]" || maps[2].Prot&unix.PROT_WRITE == 0 {
+		return false
+	}
+	e.scratch = maps[2].Start
+	return true
 }
 
 // codeID identifies the code of a mapping.

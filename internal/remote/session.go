@@ -26,6 +26,7 @@ type Session struct {
 
 	split    bool // the interpreter's page is not writable
 	restored bool // made by Spawn: there is no work of its own to go back to
+	hole     uint64
 }
 
 // Area is memory the engine has in a task.
@@ -86,61 +87,112 @@ func (e *SeccompError) Unwrap() error { return e.Err }
 
 // Inject puts the engine into the task of a stopped thread, which becomes the one that runs the session's own programs.
 func Inject(leader *Thread, o Options) (*Session, error) {
-	p, err := prepare(leader, o)
-	if err != nil {
-		return nil, err
-	}
-	if err := p.openEscape(); err != nil {
-		return nil, err
-	}
-	if err := p.mapArea(); err != nil {
-		if p.area.Start != 0 {
-			return nil, errors.Join(err, p.Eject())
-		}
-		return nil, errors.Join(err, p.restoreLeader())
-	}
-	if err := p.settle(o); err != nil {
-		return nil, errors.Join(err, p.Eject())
-	}
-	return p, p.closeEscape()
+	sessions, errs := InjectAll([]*Thread{leader}, []Options{o})
+	return sessions[0], errs[0]
 }
 
-// mapArea makes the mapping of the engine. A task that has forbidden itself memory which is writable and executable
-// (PR_SET_MDWE, kernel 6.3) gets the interpreter in a page that is only executable; the tracer can write to it.
-func (s *Session) mapArea() error {
-	addr, err := s.remoteMmap(unix.PROT_READ | unix.PROT_WRITE | unix.PROT_EXEC)
-	if errors.Is(err, unix.EACCES) {
-		s.split = true
-		addr, err = s.remoteMmap(unix.PROT_READ | unix.PROT_EXEC)
+// InjectAll is Inject into many tasks, which work at the same time. Each task has a session or an error; one that has an
+// error is as it was.
+func InjectAll(leaders []*Thread, o []Options) ([]*Session, []error) {
+	sessions, errs := make([]*Session, len(leaders)), make([]error, len(leaders))
+	each := func(step func(i int, s *Session) error) {
+		for i, s := range sessions {
+			if errs[i] != nil {
+				continue
+			}
+			if errs[i] = step(i, s); errs[i] != nil && s != nil {
+				errs[i] = errors.Join(errs[i], s.takeBack())
+			}
+		}
 	}
-	s.area.Start, s.code = addr, addr
-	if err != nil || !s.split {
+	each(func(i int, _ *Session) (err error) {
+		if sessions[i], err = prepare(leaders[i], o[i]); err != nil {
+			sessions[i] = nil
+		}
+		return err
+	})
+	each(func(_ int, s *Session) error {
+		if err := s.openEscape(); err != nil {
+			return err
+		}
+		return s.beginCall(unix.SYS_MMAP, s.mmapArgs(protRWX)...)
+	})
+	each(func(_ int, s *Session) error { return s.interruptCall() })
+	each(func(i int, s *Session) error {
+		addr, err := s.endCall()
+		if err == nil {
+			err = s.takeArea(addr)
+		}
+		if err == nil {
+			err = s.settle(o[i])
+		}
+		if err == nil {
+			err = s.closeEscape()
+		}
+		return err
+	})
+	for i, err := range errs {
+		if err != nil {
+			sessions[i] = nil
+		}
+	}
+	return sessions, errs
+}
+
+// takeBack undoes a failed injection.
+func (s *Session) takeBack() error {
+	if s.area.Start != 0 {
+		return s.Eject()
+	}
+	return s.restoreLeader()
+}
+
+const protRWX = unix.PROT_READ | unix.PROT_WRITE | unix.PROT_EXEC
+
+// mapArea makes the mapping of the engine.
+func (s *Session) mapArea() error {
+	addr, err := s.remoteCall(unix.SYS_MMAP, s.mmapArgs(protRWX)...)
+	if err != nil {
 		return err
 	}
-	ret, err := s.remoteCall(unix.SYS_MPROTECT, addr+arch.BlobPage, s.area.Size-arch.BlobPage, unix.PROT_READ|unix.PROT_WRITE)
-	if err == nil && ret != 0 {
-		err = fmt.Errorf("make the engine's memory in task %d writable: %w", s.leader.thread.TID, errnoOf(ret))
-	}
-	return err
+	return s.takeArea(addr)
 }
 
-// remoteMmap maps the area where it belongs in a restored task, anywhere in others.
-func (s *Session) remoteMmap(prot uint64) (uint64, error) {
+// mmapArgs are the arguments of the call that maps the area: where it belongs in a restored task, anywhere in others.
+func (s *Session) mmapArgs(prot uint64) []uint64 {
 	flags, at := uint64(unix.MAP_PRIVATE|unix.MAP_ANONYMOUS), uint64(engineHint)
 	if s.restored {
-		flags, at = flags|unix.MAP_FIXED_NOREPLACE, s.area.Start
+		flags, at = flags|unix.MAP_FIXED_NOREPLACE, s.hole
 	}
-	addr, err := s.remoteCall(unix.SYS_MMAP, at, s.area.Size, prot, flags, ^uint64(0), 0)
-	if err != nil {
-		return 0, err
+	return []uint64{at, s.area.Size, prot, flags, ^uint64(0), 0}
+}
+
+// takeArea takes over what the call that maps the area has returned. A task that has forbidden itself memory which is
+// writable and executable (PR_SET_MDWE, kernel 6.3) gets the interpreter in a page that is only executable; the tracer
+// can write to it.
+func (s *Session) takeArea(addr int64) (err error) {
+	if errnoOf(addr) == unix.EACCES {
+		s.split = true
+		if addr, err = s.remoteCall(unix.SYS_MMAP, s.mmapArgs(unix.PROT_READ|unix.PROT_EXEC)...); err != nil {
+			return err
+		}
 	}
+	tid := s.leader.thread.TID
 	if errno := errnoOf(addr); errno != 0 {
-		return 0, fmt.Errorf("map %d bytes in task %d: %w", s.area.Size, s.leader.thread.TID, errno)
+		return fmt.Errorf("map %d bytes in task %d: %w", s.area.Size, tid, errno)
 	}
-	if s.restored && uint64(addr) != s.area.Start { // a kernel before 4.17 takes the address for a hint
-		return 0, fmt.Errorf("map the engine at %#x in task %d: %w", s.area.Start, s.leader.thread.TID, unix.EEXIST)
+	s.area.Start, s.code = uint64(addr), uint64(addr)
+	if s.restored && s.area.Start != s.hole { // a kernel before 4.17 takes the address for a hint
+		return fmt.Errorf("map the engine at %#x in task %d: %w", s.hole, tid, unix.EEXIST)
 	}
-	return uint64(addr), nil
+	if !s.split {
+		return nil
+	}
+	ret, err := s.remoteCall(unix.SYS_MPROTECT, s.area.Start+arch.BlobPage, s.area.Size-arch.BlobPage, unix.PROT_READ|unix.PROT_WRITE)
+	if err == nil && ret != 0 {
+		err = fmt.Errorf("make the engine's memory in task %d writable: %w", tid, errnoOf(ret))
+	}
+	return err
 }
 
 // engineHint is the address the engine asks for. Where the kernel grants it, as it mostly does, an engine that was left
@@ -161,20 +213,23 @@ func prepare(leader *Thread, o Options) (*Session, error) {
 	}
 	s := &Session{status: *o.Status, instr: o.SyscallAt, area: Area{Size: AreaSize(max(o.Slots, 1), o.SlotSize)}}
 	s.leader = &Slot{session: s, thread: leader}
-	if s.instr == 0 {
-		var err error
-		if s.instr, err = FindSyscall(leader.TID); err != nil {
-			return nil, err
-		}
-	}
 	if o.Escape == nil {
-		e, err := FindEscape(leader.TID)
+		e, err := findEscape(leader)
 		if err != nil {
 			return nil, err
 		}
 		o.Escape = &e
 	}
 	s.escape = *o.Escape
+	if s.instr == 0 {
+		s.instr = s.escape.call
+	}
+	if s.instr == 0 {
+		var err error
+		if s.instr, err = FindSyscall(leader.TID); err != nil {
+			return nil, err
+		}
+	}
 	return s, s.adopt(leader, o.PtraceOptions)
 }
 
@@ -320,15 +375,36 @@ func (s *Session) RunOn(t *Thread, p *Program) (*Results, error) {
 
 // Eject takes the engine out of the task and gives the leader its own state back; the thread stays stopped. The slots
 // of other threads have been left before.
-func (s *Session) Eject() error {
-	if err := s.openEscape(); err != nil {
+func (s *Session) Eject() error { return EjectAll([]*Session{s})[0] }
+
+// EjectAll is Eject from many tasks, which work at the same time.
+func EjectAll(sessions []*Session) []error {
+	errs := make([]error, len(sessions))
+	each := func(step func(*Session) error) {
+		for i, s := range sessions {
+			if errs[i] == nil {
+				errs[i] = step(s)
+			}
+		}
+	}
+	each(func(s *Session) error {
+		if err := s.openEscape(); err != nil {
+			return err
+		}
+		return s.beginCall(unix.SYS_MUNMAP, s.area.Start, s.area.Size)
+	})
+	each((*Session).interruptCall)
+	each(func(s *Session) error {
+		ret, err := s.endCall()
+		if err == nil && errnoOf(ret) != 0 {
+			err = fmt.Errorf("unmap the engine from task %d: %w", s.leader.thread.TID, errnoOf(ret))
+		}
 		return err
+	})
+	for i, s := range sessions {
+		errs[i] = errors.Join(errs[i], s.restoreLeader())
 	}
-	ret, err := s.remoteCall(unix.SYS_MUNMAP, s.area.Start, s.area.Size)
-	if err == nil && errnoOf(ret) != 0 {
-		err = fmt.Errorf("unmap the engine from task %d: %w", s.leader.thread.TID, errnoOf(ret))
-	}
-	return errors.Join(err, s.restoreLeader())
+	return errs
 }
 
 // remoteCall makes one system call in the leader, at a system call instruction of the task.
@@ -338,38 +414,58 @@ func (s *Session) Eject() error {
 // exit of the call would not do. A single step would, but it leaves the thread in stepping mode, which kills it if the
 // tracer dies before it is let go, and its signal is a forced one that resets an ignored SIGTRAP.
 func (s *Session) remoteCall(nr uint64, args ...uint64) (int64, error) {
-	t := s.leader.thread
+	if err := s.beginCall(nr, args...); err != nil {
+		return 0, err
+	}
+	if err := s.interruptCall(); err != nil {
+		return 0, err
+	}
+	return s.endCall()
+}
+
+// beginCall sends the leader off to the entry of the call.
+func (s *Session) beginCall(nr uint64, args ...uint64) error {
+	tid := s.leader.thread.TID
 	r, err := s.setupCall(nr, args)
-	if err == nil {
-		err = ptrace.SetRegs(t.TID, &r)
-	}
 	if err != nil {
-		return 0, err
+		return err
 	}
-	if err := ptrace.SetSigMask(t.TID, ^uint64(0)); err != nil {
-		return 0, err
+	if err := ptrace.SetRegs(tid, &r); err != nil {
+		return err
 	}
-	if err := resumeUntil(t.TID, ptrace.Syscall, ptrace.Status.SyscallStop); err != nil {
-		return 0, err
+	if err := ptrace.SetSigMask(tid, ^uint64(0)); err != nil {
+		return err
 	}
-	if err := ptrace.Interrupt(t.TID); err != nil {
-		return 0, err
+	return ptrace.Syscall(tid, 0)
+}
+
+// interruptCall waits until the leader has got there and sends it off to the end of the call.
+func (s *Session) interruptCall() error {
+	tid := s.leader.thread.TID
+	if err := awaitStop(tid, ptrace.Syscall, ptrace.Status.SyscallStop); err != nil {
+		return err
 	}
+	if err := ptrace.Interrupt(tid); err != nil {
+		return err
+	}
+	return ptrace.Cont(tid, 0)
+}
+
+// endCall waits for the end of the call and returns its result.
+func (s *Session) endCall() (int64, error) {
+	tid := s.leader.thread.TID
 	interrupted := func(st ptrace.Status) bool { return st.Event() == ptrace.EventStop }
-	if err := resumeUntil(t.TID, ptrace.Cont, interrupted); err != nil {
+	if err := awaitStop(tid, ptrace.Cont, interrupted); err != nil {
 		return 0, err
 	}
-	err = ptrace.GetRegs(t.TID, &r)
+	var r arch.Regs
+	err := ptrace.GetRegs(tid, &r)
 	return r.SyscallResult(), err
 }
 
-// resumeUntil resumes a thread until it has the stop wanted. Stop signals take effect on the way.
-func resumeUntil(tid int, resume func(int, syscall.Signal) error, wanted func(ptrace.Status) bool) error {
-	var sig syscall.Signal
+// awaitStop waits until a running thread has the stop wanted. From others it is resumed; stop signals take effect.
+func awaitStop(tid int, resume func(int, syscall.Signal) error, wanted func(ptrace.Status) bool) error {
 	for {
-		if err := resume(tid, sig); err != nil {
-			return err
-		}
 		st, err := ptrace.Wait(tid)
 		switch {
 		case err != nil:
@@ -379,11 +475,14 @@ func resumeUntil(tid int, resume func(int, syscall.Signal) error, wanted func(pt
 		case wanted(st):
 			return nil
 		}
-		sig = 0
+		var sig syscall.Signal
 		if st.Event() == 0 && !st.SyscallStop() {
 			if sig = st.StopSignal(); sig != syscall.SIGSTOP {
 				return fmt.Errorf("%v during a remote system call", st)
 			}
+		}
+		if err := resume(tid, sig); err != nil {
+			return err
 		}
 	}
 }

@@ -281,7 +281,7 @@ func takeOver(pid int, o *SpawnOptions) (*Session, error) {
 	if err := ptrace.GetRegs(pid, &th.Regs); err != nil {
 		return nil, err
 	}
-	s := &Session{area: Area{o.Hole.Start, AreaSize(max(o.Slots, 1), o.slotSize())}, restored: true}
+	s := &Session{area: Area{Size: AreaSize(max(o.Slots, 1), o.slotSize())}, restored: true, hole: o.Hole.Start}
 	s.leader = &Slot{session: s, thread: th}
 	s.instr = o.stub() + stubHeader + uint64(arch.SyscallOffset())
 	if err := s.mapArea(); err != nil {

@@ -154,3 +154,36 @@ func parseMaps(r io.Reader) ([]Mapping, error) {
 func unescape(name string) []byte {
 	return bytes.ReplaceAll([]byte(name), []byte(`\012`), []byte("\n"))
 }
+
+// At tells the mappings that hold the given addresses of task pid, without listing all; where no mapping holds an address
+// its Size is 0. It needs PROCMAP_QUERY (kernel 6.11).
+func At(pid int, addrs ...uint64) ([]Mapping, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/maps", pid))
+	if err != nil {
+		return nil, fmt.Errorf("mappings of task %d: %w", pid, err)
+	}
+	defer f.Close()
+	var name [64]byte // enough for the special names; longer ones fail with ENAMETOOLONG
+	maps := make([]Mapping, len(addrs))
+	for i, addr := range addrs {
+		q := procmapQuery{queryAddr: addr, nameSize: uint32(len(name)), nameAddr: unsafe.Pointer(&name[0])}
+		q.size = uint64(unsafe.Sizeof(q))
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), procmapQueryIoctl, uintptr(unsafe.Pointer(&q)))
+		if errno == unix.ENAMETOOLONG {
+			q.nameSize, q.nameAddr = 0, nil
+			_, _, errno = unix.Syscall(unix.SYS_IOCTL, f.Fd(), procmapQueryIoctl, uintptr(unsafe.Pointer(&q)))
+		}
+		switch {
+		case errno == unix.ENOENT:
+			continue
+		case errno != 0:
+			return nil, fmt.Errorf("mappings of task %d: %w", pid, os.NewSyscallError("PROCMAP_QUERY", errno))
+		}
+		maps[i] = Mapping{Start: q.start, End: q.end, Offset: q.offset, Inode: q.inode,
+			Shared: q.flags&queryShared != 0, Prot: queryProt(q.flags)}
+		if q.nameSize > 1 {
+			maps[i].Name = string(name[:q.nameSize-1])
+		}
+	}
+	return maps, nil
+}
