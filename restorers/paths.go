@@ -178,7 +178,7 @@ func (p *Paths) locate(name string, r *regfile.RegFileEntry) (*found, error) {
 	link := r.GetMode()&unix.S_IFMT == unix.S_IFLNK || r.Mode == nil && r.GetFlags()&unix.O_NOFOLLOW != 0
 	err := f.stat(link)
 	if errors.Is(err, unix.ELOOP) {
-		if f.path, err = followTrusted(name); err == nil {
+		if f.path, err = followTrusted(name, link); err == nil {
 			err = f.stat(link)
 		}
 	}
@@ -206,8 +206,8 @@ func (f *found) stat(link bool) error {
 	return unix.Fstat(fd, &f.st)
 }
 
-// followTrusted resolves the links in a path, if root owns all of them.
-func followTrusted(name string) (string, error) {
+// followTrusted resolves the links in a path, if root owns all of them. With last, a link at the end is what is wanted.
+func followTrusted(name string, last bool) (string, error) {
 	const maxLinks = 40 // as the kernel
 	done, rest := "/", strings.Split(name, "/")
 	for links := 0; len(rest) > 0; {
@@ -217,7 +217,7 @@ func followTrusted(name string) (string, error) {
 		if err := unix.Lstat(next, &st); err != nil {
 			return "", err
 		}
-		if st.Mode&unix.S_IFMT != unix.S_IFLNK || len(rest) == 0 {
+		if st.Mode&unix.S_IFMT != unix.S_IFLNK || last && len(rest) == 0 {
 			done = next
 			continue
 		}
