@@ -442,7 +442,7 @@ func (s *Session) beginCall(nr uint64, args ...uint64) error {
 // interruptCall waits until the leader has got there and sends it off to the end of the call.
 func (s *Session) interruptCall() error {
 	tid := s.leader.thread.TID
-	if err := awaitStop(tid, ptrace.Syscall, ptrace.Status.SyscallStop); err != nil {
+	if err := awaitInCall(tid, ptrace.Syscall, ptrace.Status.SyscallStop); err != nil {
 		return err
 	}
 	if err := ptrace.Interrupt(tid); err != nil {
@@ -455,7 +455,7 @@ func (s *Session) interruptCall() error {
 func (s *Session) endCall() (int64, error) {
 	tid := s.leader.thread.TID
 	interrupted := func(st ptrace.Status) bool { return st.Event() == ptrace.EventStop }
-	if err := awaitStop(tid, ptrace.Cont, interrupted); err != nil {
+	if err := awaitInCall(tid, ptrace.Cont, interrupted); err != nil {
 		return 0, err
 	}
 	var r arch.Regs
@@ -463,8 +463,8 @@ func (s *Session) endCall() (int64, error) {
 	return r.SyscallResult(), err
 }
 
-// awaitStop waits until a running thread has the stop wanted. From others it is resumed; stop signals take effect.
-func awaitStop(tid int, resume func(int, syscall.Signal) error, wanted func(ptrace.Status) bool) error {
+// awaitInCall waits until a running thread has the stop wanted. From others it is resumed; stop signals take effect.
+func awaitInCall(tid int, resume func(int, syscall.Signal) error, wanted func(ptrace.Status) bool) error {
 	for {
 		st, err := ptrace.Wait(tid)
 		switch {
