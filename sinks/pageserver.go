@@ -2,6 +2,7 @@ package sinks
 
 import (
 	"bufio"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ type PageServer struct {
 	conn net.Conn
 	r    *bufio.Reader
 	w    *bufio.Writer
+	tls  bool
 	last uint16     // the command that ends the session
 	turn sync.Mutex // held by the page map that is being sent: the protocol knows one at a time
 }
@@ -35,6 +37,7 @@ func NewPageServer(meta *Dir, conn net.Conn, borrowed bool) *PageServer {
 		meta: meta, conn: conn, last: pagexfer.Close,
 		r: bufio.NewReader(conn), w: bufio.NewWriterSize(conn, 256<<10),
 	}
+	_, s.tls = conn.(*tls.Conn)
 	if borrowed {
 		s.last = pagexfer.ForceClose
 	}
@@ -105,7 +108,11 @@ func (s *PageServer) ask(m pagexfer.Msg, size int) (uint32, error) {
 
 func (s *PageServer) put(m pagexfer.Msg) error {
 	var b [pagexfer.Size]byte
-	if _, err := s.w.Write(m.Append(b[:0])); err != nil {
+	_, err := s.w.Write(m.Append(b[:0]))
+	if err == nil && s.tls {
+		err = s.w.Flush() // a record by itself
+	}
+	if err != nil {
 		return s.fail(err)
 	}
 	return nil
@@ -124,6 +131,7 @@ type serverPagemap struct {
 	open      bool
 	hasParent bool
 	written   int64
+	start     int64 // written when the run began
 }
 
 // begin waits for this object's turn and opens it.
@@ -147,6 +155,10 @@ func (p *serverPagemap) Add(vaddr, pages uint64, flags uint32) error {
 	if err := p.begin(); err != nil {
 		return err
 	}
+	if p.written != p.present {
+		return fmt.Errorf("%s: a run at %#x before all bytes of the one before it", p.name, vaddr)
+	}
+	p.start = p.written
 	if err := p.add(vaddr, pages, flags); err != nil {
 		return err
 	}
@@ -170,12 +182,23 @@ func (p *serverPagemap) Write(b []byte) (int, error) {
 	if p.written+int64(len(b)) > p.present {
 		return 0, fmt.Errorf("%s: more bytes than the runs announce", p.name)
 	}
-	n, err := p.s.w.Write(b)
-	p.written += int64(n)
-	if err != nil {
-		err = p.s.fail(err)
+	done := 0
+	for done < len(b) {
+		n := len(b) - done
+		if p.s.tls {
+			n = min(n, pagexfer.Record-int((p.written-p.start)%pagexfer.Record))
+		}
+		n, err := p.s.w.Write(b[done : done+n])
+		if err == nil && p.s.tls {
+			err = p.s.w.Flush()
+		}
+		done += n
+		p.written += int64(n)
+		if err != nil {
+			return done, p.s.fail(err)
+		}
 	}
-	return n, err
+	return done, nil
 }
 
 // Close sends what is buffered and gives the turn to the next object. An object without pages gets its empty page

@@ -48,7 +48,8 @@ type Sink interface {
 // Pagemap is one object whose pages are stored: runs in ascending order, and the bytes of those that are
 // PEPresent in the same order.
 type Pagemap interface {
-	// Add appends a run of pages at vaddr with flags image.PE*. Neighbours with equal flags become one entry.
+	// Add appends a run of pages at vaddr with flags image.PE*. Neighbours with equal flags become one entry. The
+	// bytes of a run that is PEPresent come before the next Add, unless they go where Direct says.
 	Add(vaddr, pages uint64, flags uint32) error
 	// HasParent says whether runs may be PEParent: the set before this one has the object too.
 	HasParent() (bool, error)

@@ -32,6 +32,14 @@ func ServePages(ctx context.Context, o *options.Options, l net.Listener) error {
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	if o.TLS {
+		safe, err := tlsOf(o).Server(ctx, conn)
+		if err != nil {
+			return fmt.Errorf("page server: %w", err)
+		}
+		defer safe.Close() // says goodbye before the connection under it ends
+		conn = safe
+	}
 	images, err := imagesDir(o)
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package stages
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 
 	"cryo/internal/image"
 	"cryo/internal/options"
+	"cryo/internal/pagexfer"
 	"cryo/sinks"
 
 	"golang.org/x/sys/unix"
@@ -132,18 +134,32 @@ func pipeIn(r *os.File) (image.Source, error) {
 
 // dialPageServer connects to the page server of o; borrowed says that the socket was handed to us.
 func dialPageServer(o *options.Options) (conn net.Conn, borrowed bool, err error) {
-	if o.PageServerFD >= 0 {
+	switch {
+	case o.PageServerFD >= 0:
+		borrowed = true
 		conn, err = socketOf(o.PageServerFD)
-		return conn, true, err
+	case o.Port == 0:
+		err = errors.New("--page-server needs --port, or --ps-socket")
+	default:
+		conn, err = net.Dial("tcp", net.JoinHostPort(o.Address, strconv.Itoa(o.Port)))
+		if err != nil {
+			err = fmt.Errorf("page server: %w: is criu page-server running there?", err)
+		}
 	}
-	if o.Port == 0 {
-		return nil, false, errors.New("--page-server needs --port, or --ps-socket")
+	if err != nil || !o.TLS {
+		return conn, borrowed, err
 	}
-	conn, err = net.Dial("tcp", net.JoinHostPort(o.Address, strconv.Itoa(o.Port)))
+	safe, err := tlsOf(o).Client(context.Background(), conn, o.Address)
 	if err != nil {
-		return nil, false, fmt.Errorf("page server: %w: is criu page-server running there?", err)
+		conn.Close()
+		return nil, borrowed, fmt.Errorf("page server: %w", err)
 	}
-	return conn, false, nil
+	return safe, borrowed, nil
+}
+
+// tlsOf is how o wants connections to page servers protected.
+func tlsOf(o *options.Options) pagexfer.TLS {
+	return pagexfer.TLS{CACert: o.TLSCACert, CACRL: o.TLSCACRL, Cert: o.TLSCert, Key: o.TLSKey, AnyName: o.TLSNoCNVerify}
 }
 
 // socketOf is the connection behind a descriptor that a caller handed to us. The descriptor itself stays open.

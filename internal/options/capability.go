@@ -52,6 +52,7 @@ var built = map[Capability]bool{
 	CgFreezer:   true,
 	Tracing:     true,
 	PageServing: true,
+	TLSWire:     true,
 	Streamer:    true,
 	CPUChecks:   true,
 	Dumps:       true,
