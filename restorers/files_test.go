@@ -156,6 +156,7 @@ func programs(t testing.TB, p *FilePlan) string {
 			lines := strings.Split(b.Program().String(), "\n")
 			for _, l := range lines[1 : len(lines)-2] {
 				_, text, _ := strings.Cut(strings.TrimSpace(l), "  ")
+				text, _ = strings.CutSuffix(text, ", result discarded")
 				out.WriteString("\t" + text + "\n")
 			}
 		}
