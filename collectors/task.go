@@ -65,8 +65,6 @@ type Task struct {
 	// Core is the leader's core image; the threads' are in Threads.
 	Core *criu_core.CoreEntry
 
-	// SyscallAt is the address of a system call instruction in the task, found before it is frozen; 0 if it was not.
-	SyscallAt uint64
 	// Session is the engine in the task, from parasite-state to parasite-mem; programs run on the tracer's thread only.
 	Session *remote.Session
 

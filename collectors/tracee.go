@@ -110,17 +110,22 @@ const (
 	maxSlots = 16
 )
 
-// Inject puts the engine into a captured task.
-func (tr *Tracees) Inject(t *Task) error {
-	s, err := remote.Inject(t.Leader().Tracee, remote.Options{
-		SyscallAt: t.SyscallAt, SlotSize: slotSize, Slots: min(len(t.Threads), maxSlots+1),
-	})
-	var seccomp *remote.SeccompError
-	if errors.As(err, &seccomp) {
-		return Obstacle{Pid: t.Pid, What: err.Error()}
+// Inject puts the engine into captured tasks, all at the same time. Each has an error or none.
+func (tr *Tracees) Inject(tasks []*Task) []error {
+	leaders, options := make([]*remote.Thread, len(tasks)), make([]remote.Options, len(tasks))
+	for i, t := range tasks {
+		leaders[i] = t.Leader().Tracee
+		options[i] = remote.Options{Status: t.Leader().Status, SlotSize: slotSize, Slots: min(len(t.Threads), maxSlots+1)}
 	}
-	t.Session = s
-	return err
+	sessions, errs := remote.InjectAll(leaders, options)
+	for i, t := range tasks {
+		t.Session = sessions[i]
+		var seccomp *remote.SeccompError
+		if errors.As(errs[i], &seccomp) {
+			errs[i] = Obstacle{Pid: t.Pid, What: errs[i].Error()}
+		}
+	}
+	return errs
 }
 
 // StartAsking sets the leader telling about the task; FinishAsking takes its answers. Between the two, other tasks are
@@ -189,14 +194,16 @@ func (tr *Tracees) askThreads(t *Task, threads []*Thread) (err error) {
 	return errors.Join(errs...)
 }
 
-// Eject takes the engine out of the task.
-func (tr *Tracees) Eject(t *Task) error {
-	if t.Session == nil {
-		return nil
+// Eject takes the engine out of those of the tasks that have it, all at the same time.
+func (tr *Tracees) Eject(tasks []*Task) error {
+	var sessions []*remote.Session
+	for _, t := range tasks {
+		if t.Session != nil {
+			sessions = append(sessions, t.Session)
+			t.Session = nil
+		}
 	}
-	s := t.Session
-	t.Session = nil
-	return s.Eject()
+	return errors.Join(remote.EjectAll(sessions)...)
 }
 
 // SeccompMode is the image's name of a mode number of the kernel.

@@ -40,40 +40,49 @@ func (d *dumper) parasiteState(s *pipeline.Stage, tasks []*collectors.Task, emit
 	return nil
 }
 
-// ask runs one program in every task, all at the same time, and then one in every thread.
+// ask puts the engine into every task, runs one program in each, all at the same time, and then one in every thread. A
+// task with an obstacle is not asked further.
 func (d *dumper) ask(tasks []*collectors.Task) error {
-	steps := []func(*collectors.Task) error{d.tracees.Capture, d.tracees.Inject, d.tracees.StartAsking, d.tracees.FinishAsking}
-	skip := map[*collectors.Task]bool{}
+	asked := slices.DeleteFunc(slices.Clone(tasks), func(t *collectors.Task) bool { return !t.Live() })
+	steps := []func([]*collectors.Task) []error{
+		each(d.tracees.Capture), d.tracees.Inject, each(d.tracees.StartAsking), each(d.tracees.FinishAsking)}
 	for _, step := range steps {
-		for _, t := range tasks {
-			if !t.Live() || skip[t] {
-				continue
-			}
-			err := step(t)
+		var rest []*collectors.Task
+		for i, err := range step(asked) {
 			var o collectors.Obstacle
-			if errors.As(err, &o) {
+			switch {
+			case errors.As(err, &o):
 				d.env.Obstacles.Add(o)
-				skip[t] = true
-				continue
-			}
-			if err != nil {
-				return fmt.Errorf("task %d: %w", t.Pid, err)
+			case err != nil:
+				return fmt.Errorf("task %d: %w", asked[i].Pid, err)
+			default:
+				rest = append(rest, asked[i])
 			}
 		}
+		asked = rest
 	}
 	return nil
+}
+
+// each makes a step of many tasks of a step of one, which ends at the first error that is no obstacle.
+func each(step func(*collectors.Task) error) func([]*collectors.Task) []error {
+	return func(tasks []*collectors.Task) []error {
+		errs := make([]error, 0, len(tasks))
+		for _, t := range tasks {
+			err := step(t)
+			errs = append(errs, err)
+			if err != nil && !errors.As(err, new(collectors.Obstacle)) {
+				break
+			}
+		}
+		return errs
+	}
 }
 
 // ejectAll is the undo step that takes the engine out of tasks it is still in.
 func (d *dumper) ejectAll(tasks []*collectors.Task) func(context.Context) error {
 	return func(context.Context) error {
-		return d.tracer.Do(func() error {
-			var errs []error
-			for _, t := range tasks {
-				errs = append(errs, d.tracees.Eject(t))
-			}
-			return errors.Join(errs...)
-		})
+		return d.tracer.Do(func() error { return d.tracees.Eject(tasks) })
 	}
 }
 

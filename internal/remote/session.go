@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cryo/arch"
+	"cryo/internal/procfs"
 	"cryo/internal/ptrace"
 )
 
@@ -22,7 +23,7 @@ type Session struct {
 	frame     uint64 // where the leader's signal frame for its escape is, 0 when it is not there
 	frameSize int
 	free      []buffer
-	status    TaskStatus
+	status    procfs.Status
 
 	split    bool // the interpreter's page is not writable
 	restored bool // made by Spawn: there is no work of its own to go back to
@@ -52,8 +53,8 @@ type Options struct {
 	SyscallAt uint64
 	// Escape is what FindEscape found in the task before the freeze. It is looked for if nil.
 	Escape *Escape
-	// Status is what ReadTaskStatus says of the stopped leader. It is read if nil.
-	Status *TaskStatus
+	// Status is /proc/PID/status of the stopped leader. It is read if nil.
+	Status *procfs.Status
 	// PtraceOptions are the options the tracee has; what the engine needs is added.
 	PtraceOptions int
 	// Breakpoints makes programs stop by a breakpoint even where a signal could be used. A task whose tracer dies
@@ -205,11 +206,10 @@ func prepare(leader *Thread, o Options) (*Session, error) {
 		o.SlotSize = defaultSlotSize
 	}
 	if o.Status == nil {
-		st, err := ReadTaskStatus(leader.TID)
-		if err != nil {
+		var err error
+		if o.Status, err = readStatus(leader.TID); err != nil {
 			return nil, err
 		}
-		o.Status = &st
 	}
 	s := &Session{status: *o.Status, instr: o.SyscallAt, area: Area{Size: AreaSize(max(o.Slots, 1), o.SlotSize)}}
 	s.leader = &Slot{session: s, thread: leader}
@@ -231,6 +231,15 @@ func prepare(leader *Thread, o Options) (*Session, error) {
 		}
 	}
 	return s, s.adopt(leader, o.PtraceOptions)
+}
+
+func readStatus(tid int) (*procfs.Status, error) {
+	dir, err := procfs.OpenTask(tid)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return dir.Status()
 }
 
 // adopt sets the options of a thread that is going to run programs.
@@ -292,7 +301,7 @@ func (s *Session) chooseSignal(t *Thread) syscall.Signal {
 	}
 	for _, sig := range stopSignals {
 		bit := uint64(1) << (sig - 1)
-		if (s.status.SigCaught|s.status.SigPending|t.SigMask)&bit != 0 || sig == syscall.SIGCONT && groupStopped(t.TID) {
+		if (s.status.SigCgt|s.status.SigPnd|s.status.ShdPnd|t.SigMask)&bit != 0 || sig == syscall.SIGCONT && groupStopped(t.TID) {
 			continue
 		}
 		return sig

@@ -1,11 +1,7 @@
 package remote
 
 import (
-	"bytes"
 	"errors"
-	"fmt"
-	"os"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -77,39 +73,4 @@ func (t *Thread) leaveCriticalSection() error {
 		t.Regs.SetPC(le.Uint64(cs[csAbort:]))
 	}
 	return nil
-}
-
-// TaskStatus is what the engine has to know of a task from /proc/PID/status, read while the task is stopped.
-type TaskStatus struct {
-	SigCaught  uint64 // signals with a handler, bit n-1 for signal n
-	SigIgnored uint64
-	SigPending uint64 // the thread's own and the group's
-	Seccomp    int    // 0 none, 1 strict, 2 filters
-}
-
-// ReadTaskStatus reads the status of a stopped thread.
-func ReadTaskStatus(tid int) (s TaskStatus, err error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
-	if err != nil {
-		return s, err
-	}
-	for line := range bytes.Lines(text) {
-		key, value, _ := bytes.Cut(bytes.TrimRight(line, "\n"), []byte(":\t"))
-		switch string(key) {
-		case "SigCgt":
-			s.SigCaught, err = strconv.ParseUint(string(value), 16, 64)
-		case "SigIgn":
-			s.SigIgnored, err = strconv.ParseUint(string(value), 16, 64)
-		case "SigPnd", "ShdPnd":
-			var v uint64
-			v, err = strconv.ParseUint(string(value), 16, 64)
-			s.SigPending |= v
-		case "Seccomp":
-			s.Seccomp, err = strconv.Atoi(string(value))
-		}
-		if err != nil {
-			return s, fmt.Errorf("/proc/%d/status: %w", tid, err)
-		}
-	}
-	return s, nil
 }
