@@ -178,7 +178,11 @@ type StreamSource struct {
 // before that: a stream that breaks off, or was damaged, is an error.
 func ReadStream(r io.Reader) (*StreamSource, error) {
 	in := &streamReader{r: bufio.NewReaderSize(r, maxFrame+frameHeader), names: map[string]*spool{}}
-	if err := in.read(); err != nil {
+	err := in.read()
+	if err == nil && in.r.Buffered() > 0 {
+		err = errors.New("something follows the commit")
+	}
+	if err != nil {
 		for _, f := range in.names {
 			f.close()
 		}

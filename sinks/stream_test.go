@@ -103,6 +103,7 @@ func TestStreamDamaged(t *testing.T) {
 		try(b, "change", at)
 	}
 	try(whole[:len(whole)-1], "cut", len(whole)-1)
+	try(append(bytes.Clone(whole), 0), "a byte more", len(whole))
 	_, err := sinks.ReadStream(bytes.NewReader(whole[:len(whole)/2]))
 	if err == nil || !strings.Contains(err.Error(), "breaks off") {
 		t.Errorf("half a stream: %v", err)
