@@ -54,6 +54,34 @@ func WriteMemoryParts(tid int, addr uint64, parts ...[]byte) error {
 	return nil
 }
 
+// Piece is data and where in a task it goes.
+type Piece struct {
+	Addr uint64
+	Data []byte
+}
+
+// WritePieces copies several pieces into a task's writable memory, one after the other: if the caller is killed meanwhile,
+// what is written is the pieces before some point, and part of the one at that point. A piece within one page is written
+// as a whole or not at all.
+func WritePieces(tid int, pieces ...Piece) error {
+	local, remote := make([]unix.Iovec, len(pieces)), make([]unix.RemoteIovec, len(pieces))
+	total := 0
+	for i, p := range pieces {
+		local[i].Base = unsafe.SliceData(p.Data)
+		local[i].SetLen(len(p.Data))
+		remote[i] = unix.RemoteIovec{Base: uintptr(p.Addr), Len: len(p.Data)}
+		total += len(p.Data)
+	}
+	n, err := unix.ProcessVMWritev(tid, local, remote, 0)
+	if err == nil && n != total {
+		err = unix.EFAULT
+	}
+	if err != nil {
+		return fmt.Errorf("write %d bytes in %d pieces to task %d: %w", total, len(pieces), tid, err)
+	}
+	return nil
+}
+
 // PokeMemory copies buf into a task's memory at addr whatever its protection is, and keeps the instruction cache right.
 // A private page that is not writable is copied first, as a debugger's breakpoint is. It is slower than WriteMemory.
 func PokeMemory(tid int, addr uint64, buf []byte) error {

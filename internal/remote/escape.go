@@ -191,7 +191,8 @@ func (s *Session) openEscape() error {
 	used := make([]byte, arch.EscapeWord+len(frame))
 	err = ptrace.ReadMemory(t.TID, at-arch.EscapeWord, used)
 	sp := t.Regs.StackPointer()
-	if err != nil || len(bytes.Trim(used, "\x00")) > 0 || sp >= at && sp < at+uint64(len(used))+redZone {
+	inUse := len(bytes.Trim(used, "\x00")) > 0 && le.Uint64(used) != s.escape.sigreturn // what a killed tool left does not count
+	if err != nil || inUse || sp >= at && sp < at+uint64(len(used))+redZone {
 		s.frame = 0
 		return nil
 	}

@@ -63,10 +63,16 @@ func (s *Slot) Start(p *Program) error {
 func (s *Slot) startChunk() error {
 	c := s.run.chunks[0]
 	b := c.assemble(s.run.program, s.run.results)
-	if err := ptrace.WriteMemoryParts(s.thread.TID, s.base, s.header(), b[arch.HdrSize:]); err != nil {
+	first := s.base + arch.HdrSize
+	rest := b[arch.HdrSize+arch.OpSize:]
+	// The first operation comes last: until it is there, a thread that is left alone finds the way back in its place,
+	// not a program that was cut short when the tracer was killed.
+	err := ptrace.WritePieces(s.thread.TID, ptrace.Piece{Addr: first + arch.OpSize, Data: rest},
+		ptrace.Piece{Addr: s.base, Data: s.header()}, ptrace.Piece{Addr: first, Data: b[arch.HdrSize:][:arch.OpSize]})
+	if err != nil {
 		return err
 	}
-	return s.resumeAt(s.base + arch.HdrSize)
+	return s.resumeAt(first)
 }
 
 // header is the header of a program buffer.
