@@ -20,7 +20,7 @@ import (
 
 // patience bounds every wait of the harness: a machine under load is slow, a
 // hang is a failure.
-const patience = 60 * time.Second
+const patience = 40 * time.Second
 
 // Tools are the binaries under test and the compiled workloads.
 type Tools struct {

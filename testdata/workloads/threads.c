@@ -12,6 +12,7 @@
 static __thread uint64_t tls;
 static pthread_barrier_t built, go;
 static int failed;
+static long pause_ns;
 
 static void keep_vectors(uint64_t seed)
 {
@@ -20,7 +21,8 @@ static void keep_vectors(uint64_t seed)
 	__m128i v = _mm_set_epi64x(seed, ~seed), w;
 	volatile int *flag = &failed;
 	long r;
-	struct timespec ts = { 0, 1000 * 1000 };
+	/* All together wake up a few thousand times a second, however many they are. */
+	struct timespec ts = { 0, pause_ns };
 	for (;;) {
 		__asm__ volatile("movdqa %[v], %%xmm11\n\t"
 				 "syscall\n\t"
@@ -75,6 +77,7 @@ int main(int argc, char **argv)
 	pthread_attr_t attr;
 
 	workload_init();
+	pause_ns = n > 900 ? 900 * 1000 * 1000 : n > 8 ? n * 250 * 1000 : 2000 * 1000;
 	pthread_barrier_init(&built, NULL, n + 1);
 	pthread_barrier_init(&go, NULL, n + 1);
 	pthread_attr_init(&attr);

@@ -88,7 +88,7 @@ static void __attribute__((noreturn, unused)) workload_pass(void)
  */
 static void __attribute__((unused)) workload_wait(void)
 {
-	struct timespec ts = { 0, 2 * 1000 * 1000 };
+	struct timespec ts = { 0, 3 * 1000 * 1000 };
 
 	while (faccessat(workload_dir, "go", F_OK, 0))
 		nanosleep(&ts, NULL);
