@@ -98,11 +98,11 @@ func TestKilledDump(t *testing.T) {
 	}{{"threads", []string{"6"}}, {"memory", nil}, {"ring", []string{"12"}}} {
 		t.Run(w.name, func(t *testing.T) {
 			target := tools.StartWorkload(t, w.name, w.args...)
+			whole := target.Dump(tools.Criu, t.TempDir(), "--leave-running").Wall
 			before := map[int]string{}
 			for _, pid := range target.Tree() {
 				before[pid] = traces(pid)
 			}
-			whole := target.Dump(tools.Criu, t.TempDir(), "--leave-running").Wall
 			target.untouched(before)
 			killed, sets := 0, 0
 			for range killRounds(20) {

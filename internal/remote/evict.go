@@ -187,7 +187,7 @@ func pause(ctx context.Context) bool {
 // meanwhile.
 func stopOutside(ctx context.Context, tids []int, areas []Area, escape Escape) (stopped []int, err error) {
 	for _, tid := range tids {
-		err := awaitStop(ctx, tid)
+		err := awaitInterrupt(ctx, tid)
 		inside := true
 		for err == nil {
 			if inside, err = isInside(tid, areas, escape); err != nil || !inside {
@@ -227,9 +227,9 @@ func isInside(tid int, areas []Area, escape Escape) (bool, error) {
 	return slices.ContainsFunc(areas, func(a Area) bool { return pc-a.Start < a.Size }), nil
 }
 
-// awaitStop waits for the stop an interrupt asked for, but not for ever: a task in a frozen cgroup of version 1 does not
+// awaitInterrupt waits for the stop an interrupt asked for, but not for ever: a task in a frozen cgroup of version 1 does not
 // stop.
-func awaitStop(ctx context.Context, tid int) error {
+func awaitInterrupt(ctx context.Context, tid int) error {
 	for {
 		st, ok, err := ptrace.Poll(tid)
 		switch {
@@ -268,7 +268,7 @@ func stopAgain(ctx context.Context, tid int) error {
 		err = ptrace.Interrupt(tid)
 	}
 	if err == nil {
-		err = awaitStop(ctx, tid)
+		err = awaitInterrupt(ctx, tid)
 	}
 	return err
 }
