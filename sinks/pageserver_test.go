@@ -14,8 +14,6 @@ import (
 	"cryo/sinks"
 )
 
-func isPagemap(name string) bool { return strings.HasPrefix(name, "pagemap-") }
-
 // loopback gives both ends of a TCP connection.
 func loopback(t testing.TB) (client, server net.Conn) {
 	t.Helper()
