@@ -55,7 +55,7 @@ func (f *freezer) freeze(ctx context.Context, pid int) (*collectors.Task, error)
 	f.root = root
 	for {
 		before := len(f.stopped) + len(f.tasks)
-		if err := errors.Join(f.list(root), f.release(ctx)); err != nil {
+		if err := f.listHeld(ctx, root); err != nil {
 			return nil, err
 		}
 		if err := f.awaitAll(ctx); err != nil {
@@ -71,13 +71,21 @@ func (f *freezer) freeze(ctx context.Context, pid int) (*collectors.Task, error)
 	return root, nil
 }
 
-// release thaws the control group when all its tasks are interrupted: they stop instead of going on. Tasks frozen by the
-// old freezer can stop only then.
-func (f *freezer) release(ctx context.Context) error {
+// seizePatience is how long seizing may take while a control group is frozen.
+const seizePatience = 100 * time.Millisecond
+
+// listHeld is list under a frozen control group, which it thaws when all tasks are interrupted: they stop instead of going
+// on. Tasks frozen by the old freezer can stop only then. Those of them that had been stopped by a signal before cannot
+// even be seized: seizing waits until the task has taken notice. If that seems to be the case the group is thawed on the
+// way, and the passes that follow see to what happens then, as they do without a freezer.
+func (f *freezer) listHeld(ctx context.Context, root *collectors.Task) error {
 	if f.group == nil {
-		return nil
+		return f.list(root)
 	}
-	return f.group.Thaw(ctx, f.deadline)
+	early := time.AfterFunc(seizePatience, func() { f.group.Thaw(ctx, f.deadline) })
+	err := f.list(root)
+	early.Stop()
+	return errors.Join(err, f.group.Thaw(ctx, f.deadline))
 }
 
 // add takes a task in; it is not stopped yet.
