@@ -36,7 +36,7 @@ func (j journal) Record(r pipeline.UndoRecord) (func(), error) { return j.Guardi
 type evict struct{ Pids []int }
 
 // UndoKind implements pipeline.UndoRecord.
-func (evict) UndoKind() string { return "evict" }
+func (evict) UndoKind() string { return "evict-tasks" }
 
 func doEvict(ctx context.Context, data json.RawMessage, _ []int) error {
 	var r evict
