@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"cryo/internal/actions"
+	"cryo/internal/guardian"
 	"cryo/internal/image"
 	"cryo/internal/options"
 	"cryo/internal/ptrace"
@@ -50,6 +51,8 @@ type restorer struct {
 	source  image.Source
 	scripts *actions.Runner
 	tracer  *ptrace.Tracer
+	g       *pipeline.Graph
+	guard   *guardian.Guardian // nil: none is needed, or there is none
 	stats   stats.Restore
 	root    int   // pid of the restored root as the tool sees it
 	made    []int // pids of all processes that exist; touched on the tracer's thread only
@@ -71,6 +74,9 @@ func newRestorer(o *options.Options) (*restorer, error) {
 
 func (r *restorer) close() {
 	r.tracer.Close()
+	if r.guard != nil {
+		r.guard.Close()
+	}
 	r.source.Close()
 }
 
@@ -78,6 +84,7 @@ func (r *restorer) close() {
 func (r *restorer) graph() *pipeline.Graph {
 	g := pipeline.New("restore")
 	g.SetLogger(r.log)
+	r.g = g
 
 	set := pipeline.Source(g, "read-images", r.readImages,
 		pipeline.Doc("decode the set; memory contents stay where they are"))

@@ -2,11 +2,9 @@ package stages
 
 import (
 	"fmt"
-	"os"
 
 	"cryo/arch"
 	"cryo/internal/actions"
-	"cryo/internal/options"
 	"cryo/internal/ptrace"
 	"cryo/internal/remote"
 	"cryo/pipeline"
@@ -80,62 +78,4 @@ func setRegisters(th *remote.Thread, want *restorers.Thread) error {
 	}
 	th.State, th.SigMask = *state, restorers.MaskOf(want.Core)
 	return th.Restore()
-}
-
-// resume lets the tree go, and tells those who want to know.
-func (r *restorer) resume(s *pipeline.Stage, f *family) error {
-	if err := r.scripts.Run(s.Context(), actions.PreResume); err != nil {
-		return err
-	}
-	if err := r.writePidFile(); err != nil {
-		return err
-	}
-	// From here on the tree lives by itself.
-	if err := s.Undo().Commit(); err != nil {
-		return err
-	}
-	err := r.tracer.Do(func() error {
-		for _, m := range f.alive() {
-			// It stops before its next instruction.
-			if sig := r.stopSignal(m); sig != 0 {
-				if err := unix.Kill(m.PID(), sig); err != nil {
-					return err
-				}
-			}
-			for _, th := range m.allThreads() {
-				if err := ptrace.Detach(th.TID, 0); err != nil {
-					return err
-				}
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	for _, name := range f.paths.Links() {
-		if err := os.Remove(name); err != nil {
-			s.Logger().Warn("a link the dump made stays", "name", name, "err", err)
-		}
-	}
-	return r.scripts.Run(s.Context(), actions.PostResume)
-}
-
-// stopSignal is what a task is to be stopped with: as it was in the set, or as the user asked. 0: it runs.
-func (r *restorer) stopSignal(m *member) unix.Signal {
-	tc := m.Core.GetTc()
-	switch {
-	case tc.GetTaskState() == restorers.StateStopped && tc.GetStopSigno() != 0:
-		return unix.Signal(tc.GetStopSigno())
-	case tc.GetTaskState() == restorers.StateStopped || r.o.Final == options.LeaveStopped:
-		return unix.SIGSTOP
-	}
-	return 0
-}
-
-func (r *restorer) writePidFile() error {
-	if r.o.PidFile == "" {
-		return nil
-	}
-	return WritePidFile(r.o.PidFile, r.root)
 }
