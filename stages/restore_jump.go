@@ -9,8 +9,6 @@ import (
 	"cryo/internal/remote"
 	"cryo/pipeline"
 	"cryo/restorers"
-
-	"golang.org/x/sys/unix"
 )
 
 // jump does what must come last: it gives privileges away, takes the interpreter out of every task and sets registers
