@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -116,7 +117,11 @@ func do(o *options.Options) error {
 	defer stop()
 	err = verbs[o.Verb](ctx, o)
 	if err != nil && !errors.Is(err, errReported) {
-		slog.Error(err.Error())
+		cause, also := sentences(err)
+		slog.Error(cause)
+		for _, s := range also {
+			slog.Error(s)
+		}
 	}
 	return err
 }
@@ -160,10 +165,21 @@ var errReported = errors.New("already reported")
 
 // fail says why in one sentence, the last one on standard error.
 func fail(err error) int {
-	if !errors.Is(err, errReported) {
-		fmt.Fprintf(os.Stderr, "criu: %v\n", err)
+	if errors.Is(err, errReported) {
+		return 1
 	}
+	cause, also := sentences(err)
+	for _, s := range also {
+		fmt.Fprintf(os.Stderr, "criu: also: %s\n", s)
+	}
+	fmt.Fprintf(os.Stderr, "criu: %s\n", cause)
 	return 1
+}
+
+// sentences takes an error of several apart: what came first is the cause, the others followed from it.
+func sentences(err error) (cause string, also []string) {
+	lines := strings.Split(strings.TrimSpace(err.Error()), "\n")
+	return lines[0], lines[1:]
 }
 
 func orZero(s string) string {
