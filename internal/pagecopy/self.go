@@ -19,7 +19,7 @@ type Self interface {
 
 const (
 	selfWindow = 1 << 20  // what Dense is asked of at a time; smaller ranges are not worth a program
-	selfBatch  = 64 << 20 // bytes at a time: some 30 ms
+	selfBatch  = 16 << 20 // bytes at a time: some 8 ms, which is how long the task goes on writing if the tool dies
 )
 
 // LetSourceWrite makes the copier leave to the source what it may. It comes before the first Put.
