@@ -30,6 +30,7 @@ const (
 	uffdAPI          = 0xaa
 	uffdioAPI        = 0xc018aa3f
 	uffdioRegister   = 0xc020aa00
+	uffdioUnregister = 0x8010aa01
 	uffdioCopy       = 0xc028aa03
 	uffdModeMissing  = 1
 	uffdCopyDontWake = 1
@@ -96,12 +97,20 @@ func OpenUffd(pid, fd int, ranges []Range) (*Uffd, error) {
 	return u, nil
 }
 
-// Close ends it; the memory is the task's alone. The task closes its own descriptor.
+// Close ends it; the memory is ordinary again, also while the task has its own descriptor open. nil and a second time do
+// no harm.
 func (u *Uffd) Close() error {
-	if u == nil {
+	if u == nil || u.fd < 0 {
 		return nil
 	}
-	return unix.Close(u.fd)
+	var errs []error
+	for _, r := range u.ranges {
+		arg := [2]uint64{r.Start, r.Len()}
+		errs = append(errs, u.ioctl(uffdioUnregister, unsafe.Pointer(&arg)))
+	}
+	errs = append(errs, unix.Close(u.fd))
+	u.fd = -1
+	return errors.Join(errs...)
 }
 
 // UseUffd fills what u is registered for by copying; nil is none.
