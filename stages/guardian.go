@@ -10,7 +10,6 @@ import (
 
 	"cryo/internal/guardian"
 	"cryo/internal/procfs"
-	"cryo/internal/remote"
 	"cryo/pipeline"
 
 	"golang.org/x/sys/unix"
@@ -20,7 +19,6 @@ import (
 // guardian.Main(GuardianKinds()...) first thing in main.
 func GuardianKinds() []guardian.Kind {
 	return []guardian.Kind{
-		{Name: evict{}.UndoKind(), Do: doEvict},
 		{Name: killTasks{}.UndoKind(), Do: doKillTasks},
 		{Name: removeSet{}.UndoKind(), Do: doRemoveSet},
 	}
@@ -31,24 +29,6 @@ type journal struct{ *guardian.Guardian }
 
 // Record implements pipeline.Journal.
 func (j journal) Record(r pipeline.UndoRecord) (func(), error) { return j.Guardian.Record(r) }
-
-// evict takes engines out of tasks that the tool has died in.
-type evict struct{ Pids []int }
-
-// UndoKind implements pipeline.UndoRecord.
-func (evict) UndoKind() string { return "evict-tasks" }
-
-func doEvict(ctx context.Context, data json.RawMessage, _ []int) error {
-	var r evict
-	if err := json.Unmarshal(data, &r); err != nil {
-		return err
-	}
-	var errs []error
-	for _, pid := range r.Pids {
-		errs = append(errs, remote.Evict(ctx, pid))
-	}
-	return errors.Join(errs...)
-}
 
 // killTasks ends tasks that a dump has committed to end.
 type killTasks struct{ Tasks []taskID }

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"cryo/collectors"
+	"cryo/internal/guardian"
 	"cryo/pipeline"
 )
 
@@ -90,10 +91,10 @@ func (d *dumper) ejectAll(tasks []*collectors.Task) func(context.Context) error 
 func evictions(tasks []*collectors.Task) []pipeline.UndoRecord {
 	var records []pipeline.UndoRecord
 	for chunk := range slices.Chunk(tasks, pidsPerRecord) {
-		var r evict
+		var r guardian.Evict
 		for _, t := range chunk {
 			if t.Live() {
-				r.Pids = append(r.Pids, t.Pid)
+				r.Tasks = append(r.Tasks, guardian.Task{PID: t.Pid, StartTime: t.Stat.StartTime})
 			}
 		}
 		records = append(records, r)

@@ -12,11 +12,14 @@ import (
 	"cryo/internal/remote"
 )
 
-// Evict removes what package remote has left in a task. Record it before the first program is injected; the engine is
+// Evict removes what package remote has left in tasks. Record it before the first program is injected; the engine is
 // found by what it looks like, so its address need not be known.
-type Evict struct {
+type Evict struct{ Tasks []Task }
+
+// Task names a task whose pid may be somebody else's by the time it is used.
+type Task struct {
 	PID       int
-	StartTime uint64 // in clock ticks since boot, so that nobody else is taken for the task
+	StartTime uint64 // in clock ticks since boot
 }
 
 // UndoKind implements Record.
@@ -27,23 +30,32 @@ func evict(ctx context.Context, data json.RawMessage, fds []int) error {
 	if err := decode(data, &r, fds, 0); err != nil {
 		return err
 	}
-	dir, err := procfs.OpenTask(r.PID)
+	var errs []error
+	for _, t := range r.Tasks {
+		there, err := t.exists()
+		if there && err == nil {
+			err = remote.Evict(ctx, t.PID)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("task %d: %w", t.PID, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// exists says whether the task is still there and the same.
+func (t Task) exists() (bool, error) {
+	dir, err := procfs.OpenTask(t.PID)
 	if errors.Is(err, unix.ENOENT) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer dir.Close()
 	st, err := dir.Stat()
-	if errors.Is(err, unix.ESRCH) || err == nil && st.StartTime != r.StartTime {
-		return nil
+	if errors.Is(err, unix.ESRCH) {
+		return false, nil
 	}
-	if err == nil {
-		err = remote.Evict(ctx, r.PID)
-	}
-	if err != nil {
-		return fmt.Errorf("task %d: %w", r.PID, err)
-	}
-	return nil
+	return err == nil && st.StartTime == t.StartTime, err
 }

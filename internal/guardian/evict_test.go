@@ -40,7 +40,7 @@ func playParasite(pid int) error {
 	if err != nil {
 		return err
 	}
-	if _, err := g.Record(Evict{PID: pid, StartTime: st.StartTime}); err != nil {
+	if _, err := g.Record(Evict{[]Task{{PID: pid, StartTime: st.StartTime}}}); err != nil {
 		return err
 	}
 	b := remote.NewBuilder("sigactions")

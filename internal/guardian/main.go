@@ -31,8 +31,14 @@ var available atomic.Bool
 func Available() bool { return available.Load() }
 
 // Main makes this process a guardian, and does not return, if it was started as one; else it does nothing. Call it first
-// thing in main. The guardian knows the given kinds besides those of this package.
+// thing in main. The guardian knows the given kinds besides those of this package; no two have the same name.
 func Main(kinds ...Kind) {
+	all := append(slices.Clone(builtin), kinds...)
+	for i, k := range all {
+		if slices.ContainsFunc(all[:i], func(other Kind) bool { return other.Name == k.Name }) {
+			panic("guardian: two kinds of record are called " + k.Name)
+		}
+	}
 	available.Store(true)
 	if len(os.Args) != 1 || os.Args[0] != argv0 {
 		return
@@ -44,7 +50,7 @@ func Main(kinds ...Kind) {
 	ignoreSignals()
 	closeInherited()
 	os.WriteFile("/proc/self/comm", []byte(argv0), 0) // else it is called "exe", which only looks odd
-	j := &journal{kinds: append(slices.Clone(builtin), kinds...)}
+	j := &journal{kinds: all}
 	j.listen()
 	if !j.act() {
 		os.Exit(1)
