@@ -29,6 +29,9 @@ func Dump(ctx context.Context, o *options.Options) error {
 		return err
 	}
 	g := d.graph()
+	if testGraph != nil {
+		testGraph(g)
+	}
 	if d.guard, err = startGuardian(g); err != nil {
 		return err
 	}
@@ -44,6 +47,9 @@ func Dump(ctx context.Context, o *options.Options) error {
 	}
 	return d.afterwards(ctx)
 }
+
+// testGraph, in tests, sees each graph before it runs.
+var testGraph func(*pipeline.Graph)
 
 // graph declares the dump. Reading it tells the whole story.
 func (d *dumper) graph() *pipeline.Graph {
