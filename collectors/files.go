@@ -10,6 +10,7 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	pipe_data "github.com/checkpoint-restore/go-criu/v8/crit/images/pipe-data"
 	remap_file_path "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/tty"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 )
@@ -46,6 +47,8 @@ type Files struct {
 	ghosts  map[inode]uint32 // number of the ghost file
 	dead    map[int]bool     // pids of dead processes whose /proc files are open
 
+	ttys map[uint32]*tty.TtyInfoEntry // terminals that descriptors are open on
+
 	pipes     map[uint64]bool // pipes whose contents are stored
 	pipesData *image.Output[*pipe_data.PipeDataEntry]
 	fifoData  *image.Output[*pipe_data.PipeDataEntry]
@@ -62,6 +65,7 @@ func NewFiles(env *Env, kinds []Kind) *Files {
 	return &Files{
 		env: env, kinds: kinds, types: map[uint32]fdinfo.FdTypes{}, named: map[inode]uint32{},
 		ghosts: map[inode]uint32{}, dead: map[int]bool{}, pipes: map[uint64]bool{},
+		ttys: map[uint32]*tty.TtyInfoEntry{},
 	}
 }
 
@@ -174,7 +178,7 @@ func (f *Files) Write() error {
 	if len(f.remaps) > 0 {
 		errs = append(errs, image.Write(set, image.RemapFpath, 0, f.remaps...))
 	}
-	return errors.Join(append(errs, f.Close())...)
+	return errors.Join(append(errs, f.writeTTYs(), f.Close())...)
 }
 
 // Close completes the images of contents; more than once does no harm.

@@ -23,7 +23,10 @@ func (r *restorer) fileOptions() (*restorers.FileOptions, error) {
 	}
 	o := &restorers.FileOptions{
 		SizeOnly: r.o.FileValidation == options.ValidateFileSize, SkipModeBits: r.o.SkipFileRWXCheck,
-		Inherit: r.o.InheritFDs, ToolPID: os.Getpid(),
+		Inherit: r.o.InheritFDs, ToolPID: os.Getpid(), ShellJob: r.o.ShellJob, Terminal: -1,
+	}
+	if _, err := unix.IoctlGetTermios(0, unix.TCGETS); err == nil {
+		o.Terminal = 0
 	}
 	var lim unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {

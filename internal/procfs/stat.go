@@ -16,6 +16,7 @@ type Stat struct {
 	// Session is the session id in the reader's pid namespace; 0 when the leader is outside of it.
 	Session   int
 	TTY       int32 // device number of the controlling terminal, 0 for none
+	TTYGroup  int   // foreground process group of that terminal, -1 for none
 	Flags     uint64
 	Nice      int
 	Threads   int
@@ -64,7 +65,7 @@ func ParseStat(name string, b []byte) (*Stat, error) {
 	pid, err := strconv.Atoi(strings.TrimSpace(string(b[:l])))
 	s := &Stat{
 		Pid: pid, Comm: string(b[l+1 : r]), State: f[0][0],
-		PPid: int(num(4)), PGrp: int(num(5)), Session: int(num(6)), TTY: int32(num(7)), Flags: num(9),
+		PPid: int(num(4)), PGrp: int(num(5)), Session: int(num(6)), TTY: int32(num(7)), TTYGroup: int(num(8)), Flags: num(9),
 		Nice: int(num(19)), Threads: int(num(20)), StartTime: num(22),
 		StartCode: num(26), EndCode: num(27), StartStack: num(28),
 		StartData: num(45), EndData: num(46), StartBrk: num(47),
