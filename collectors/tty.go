@@ -1,6 +1,7 @@
 package collectors
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -164,8 +165,11 @@ func termiosEntry(t *unix.Termios) *tty.TermiosEntry {
 		CIflag: &t.Iflag, COflag: &t.Oflag, CCflag: &t.Cflag, CLflag: &t.Lflag, CLine: proto.Uint32(uint32(t.Line)),
 		CIspeed: &t.Ispeed, COspeed: &t.Ospeed,
 	}
-	for _, c := range t.Cc {
-		e.CCc = append(e.CCc, uint32(c))
+	// As many words as there are control characters, but four characters in each: so criu writes and reads it.
+	raw := make([]byte, 4*len(t.Cc))
+	copy(raw, t.Cc[:])
+	for ; len(raw) > 0; raw = raw[4:] {
+		e.CCc = append(e.CCc, binary.NativeEndian.Uint32(raw))
 	}
 	return e
 }

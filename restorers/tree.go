@@ -3,8 +3,6 @@ package restorers
 import (
 	"fmt"
 	"slices"
-
-	remap_file_path "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
 )
 
 // Node is a process to create: a task of the set, or a helper that stands in for something that is gone (the leader of a
@@ -76,7 +74,7 @@ func PlanTree(s *Set, shellJob bool) (*Tree, error) {
 	root := s.Tasks[0]
 	outside := func(id int) bool { return id == 0 }
 	if shellJob {
-		outside = func(id int) bool { return id == 0 || id == root.SID || id == root.PGID }
+		outside = func(id int) bool { return id == 0 || id == root.SID || id == root.PGID && id != root.PID }
 	}
 	for _, t := range s.Tasks {
 		n := &Node{Task: t, ID: t.PID, Session: t.SID, Group: t.PGID}
@@ -95,11 +93,9 @@ func PlanTree(s *Set, shellJob bool) (*Tree, error) {
 		}
 	}
 	p.t.Root = p.t.Nodes[0]
-	for _, m := range s.Remaps {
-		if pid := int(m.GetRemapId()); m.GetRemapType() == remap_file_path.RemapType_PROCFS && p.t.ByPID[pid] == nil {
-			if _, err := p.helper(pid, p.t.Root, p.t.Root.Session, 0, "a file in /proc"); err != nil {
-				return nil, err
-			}
+	for _, pid := range DeadPIDs(s) {
+		if _, err := p.helper(pid, p.t.Root, p.t.Root.Session, 0, "a file in /proc"); err != nil {
+			return nil, err
 		}
 	}
 	if r := p.t.Root; r.Session != 0 && !r.LeadsSession() {
@@ -131,9 +127,6 @@ func (p *treePlan) run() (*Tree, error) {
 	if err := p.leaders(); err != nil {
 		return nil, err
 	}
-	if err := p.deadPIDs(); err != nil {
-		return nil, err
-	}
 	for _, n := range p.t.Nodes {
 		n.Born = -1
 	}
@@ -151,19 +144,6 @@ func (p *treePlan) run() (*Tree, error) {
 		}
 	}
 	return p.t, p.order()
-}
-
-// deadPIDs adds helpers for processes that had ended, but whose /proc files are open.
-func (p *treePlan) deadPIDs() error {
-	for _, pid := range DeadPIDs(p.set) {
-		if p.t.ByPID[pid] != nil {
-			continue
-		}
-		if _, err := p.helper(pid, p.t.Root, p.t.Root.Session, p.t.Root.Group, "process"); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // leaders adds helpers for sessions and groups whose leader is gone.

@@ -142,16 +142,10 @@ func (f *ttyFile) emitSettings(b *remote.Builder, s *Slots) {
 // controlChars is how many the kernel's struct termios has.
 const controlChars = 19
 
-// termios is the kernel's struct termios.
+// termios is the kernel's struct termios. In the image four control characters are in each word.
 func termios(t *tty.TermiosEntry) []byte {
-	raw := words32([]uint32{t.GetCIflag(), t.GetCOflag(), t.GetCCflag(), t.GetCLflag()})
-	raw = append(raw, byte(t.GetCLine()))
-	for i := range controlChars {
-		c := byte(0)
-		if i < len(t.GetCCc()) {
-			c = byte(t.GetCCc()[i])
-		}
-		raw = append(raw, c)
-	}
-	return raw
+	raw := append(words32([]uint32{t.GetCIflag(), t.GetCOflag(), t.GetCCflag(), t.GetCLflag()}), byte(t.GetCLine()))
+	chars := make([]byte, controlChars)
+	copy(chars, words32(t.GetCCc()))
+	return append(raw, chars...)
 }
