@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"syscall"
 
+	"cryo/arch"
 	"cryo/internal/ptrace"
 	"cryo/internal/remote"
 
@@ -63,6 +65,15 @@ func (tr *Tracees) captureThread(th *Thread) error {
 	}
 	tracee.Seccomp = th.Status.Seccomp
 	th.Tracee = tracee
+	if tracee.Dispatch.On() {
+		return Obstacle{Pid: th.Tid, What: "it has its system calls dispatched to itself (PR_SET_SYSCALL_USER_DISPATCH), for which images have no place"}
+	}
+	if names := arch.UnstorableXState(tracee.XState); len(names) > 0 {
+		return Obstacle{Pid: th.Tid, What: "it uses " + strings.Join(names, ", ") + ", for which images have no place"}
+	}
+	if tracee.HasShadowStack() {
+		return Obstacle{Pid: th.Tid, What: "it has a shadow stack, which cannot be restored"}
+	}
 	tc := th.Core.ThreadCore
 	tc.BlkSigset = proto.Uint64(tracee.SigMask)
 	if tc.SignalsP, err = pendingSignals(th.Tid, false); err != nil {

@@ -139,7 +139,11 @@ func SetSigMask(tid int, mask uint64) error {
 const (
 	requestGetSigMask = 0x420a
 	requestSetSigMask = 0x420b
-	siginfoSize       = 128
+
+	requestSetDispatch = 0x4210
+	requestGetDispatch = 0x4211
+
+	siginfoSize = 128
 )
 
 // RawSigInfo is a siginfo_t as the kernel stores it.
@@ -197,6 +201,31 @@ func SeccompFlags(tid, i int) (uint64, error) {
 	meta := struct{ off, flags uint64 }{off: uint64(i)}
 	_, err := requestPtr("PTRACE_SECCOMP_GET_METADATA", unix.PTRACE_SECCOMP_GET_METADATA, tid, unsafe.Sizeof(meta), unsafe.Pointer(&meta))
 	return meta.flags, err
+}
+
+// SyscallDispatch is a thread's syscall user dispatch (PR_SET_SYSCALL_USER_DISPATCH): system calls made outside of
+// [Offset, Offset+Len) raise SIGSYS while the byte at Selector says so.
+type SyscallDispatch struct {
+	Mode     uint64 // 0: off
+	Selector uint64
+	Offset   uint64
+	Len      uint64
+}
+
+// On says whether the thread has it.
+func (d SyscallDispatch) On() bool { return d.Mode != 0 }
+
+// GetSyscallDispatch reads a thread's syscall user dispatch. Kernel 6.4; EIO before.
+func GetSyscallDispatch(tid int) (SyscallDispatch, error) {
+	var d SyscallDispatch
+	_, err := requestPtr("PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG", requestGetDispatch, tid, unsafe.Sizeof(d), unsafe.Pointer(&d))
+	return d, err
+}
+
+// SetSyscallDispatch sets a thread's syscall user dispatch.
+func SetSyscallDispatch(tid int, d SyscallDispatch) error {
+	_, err := requestPtr("PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG", requestSetDispatch, tid, unsafe.Sizeof(d), unsafe.Pointer(&d))
+	return err
 }
 
 // Operations of SyscallInfo.

@@ -62,6 +62,7 @@
 //   - where seccomp is in force in the task, while a program runs: seccomp is suspended by the tracer's options, comes
 //     back with the tracer's death and judges the rest of the program. Between programs nothing happens but a return from
 //     a signal, which seccomp's strict mode and all but the oddest filters allow;
+//   - where the thread has syscall user dispatch: it stays off, so a later system call is not dispatched;
 //   - where the thread has a user shadow stack: its signal frames need a token there.
 //
 // Two things are not as they were when a task had to help itself: a sleep only the kernel could have resumed starts again

@@ -242,8 +242,13 @@ func readStatus(tid int) (*procfs.Status, error) {
 	return dir.Status()
 }
 
-// adopt sets the options of a thread that is going to run programs.
+// adopt sets the options of a thread that is going to run programs, and lifts what would keep it from making system calls.
 func (s *Session) adopt(t *Thread, options int) error {
+	if t.Dispatch.On() {
+		if err := ptrace.SetSyscallDispatch(t.TID, ptrace.SyscallDispatch{}); err != nil {
+			return err
+		}
+	}
 	options |= ptrace.OptSysGood
 	if s.status.Seccomp == 0 && t.Seccomp == 0 {
 		return ptrace.SetOptions(t.TID, options)

@@ -263,10 +263,15 @@ func (s *Slot) leave() error {
 	return s.thread.putBack()
 }
 
-// putBack gives the thread its registers back, and what else foreign code destroys.
+// putBack gives the thread its registers back, what else foreign code destroys, and what adopt lifted.
 func (t *Thread) putBack() error {
 	if err := ptrace.RestoreVolatile(t.TID, &t.Extra); err != nil {
 		return err
+	}
+	if t.Dispatch.On() {
+		if err := ptrace.SetSyscallDispatch(t.TID, t.Dispatch); err != nil {
+			return err
+		}
 	}
 	return ptrace.SetRegs(t.TID, &t.Regs)
 }

@@ -17,6 +17,7 @@ type Thread struct {
 	Rseq       ptrace.RseqConfiguration // zero: none registered, or a kernel before 5.13
 	Seccomp    int                      // mode of the thread; Inject finds out the leader's, of others the caller says it
 	RseqCS     uint64                   // address of the critical section the thread was in or had been in last, 0: none
+	Dispatch   ptrace.SyscallDispatch   // syscall user dispatch, which is off while programs run; zero before kernel 6.4
 }
 
 // Capture reads the state of a stopped tracee. A thread that stopped inside a restartable sequence is sent to the
@@ -31,8 +32,10 @@ func Capture(tid int) (*Thread, error) {
 	if t.SigMask, err = ptrace.SigMask(tid); err != nil {
 		return nil, err
 	}
-	t.Rseq, err = ptrace.Rseq(tid)
-	if err != nil && !errors.Is(err, unix.EIO) && !errors.Is(err, unix.EINVAL) {
+	if t.Rseq, err = ptrace.Rseq(tid); unknownRequest(err) != nil {
+		return nil, err
+	}
+	if t.Dispatch, err = ptrace.GetSyscallDispatch(tid); unknownRequest(err) != nil {
 		return nil, err
 	}
 	if t.Rseq.Pointer != 0 {
@@ -41,6 +44,14 @@ func Capture(tid int) (*Thread, error) {
 		}
 	}
 	return t, nil
+}
+
+// unknownRequest drops the errors of a kernel that does not know a ptrace request.
+func unknownRequest(err error) error {
+	if errors.Is(err, unix.EIO) || errors.Is(err, unix.EINVAL) {
+		return nil
+	}
+	return err
 }
 
 // Offsets in struct rseq and struct rseq_cs.

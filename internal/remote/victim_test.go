@@ -112,6 +112,7 @@ func TestHarmless(t *testing.T) {
 		{"handlers", 20, Options{}},
 		{"ignore", 20, Options{}},
 		{"mdwe", 5, Options{}},
+		{"dispatch", 20, Options{}},
 	} {
 		t.Run(fmt.Sprintf("%s breakpoints=%v", tc.mode, tc.o.Breakpoints), func(t *testing.T) {
 			t.Parallel()

@@ -232,6 +232,59 @@ static int threads(void)
 	return 0;
 }
 
+/* While selected, any system call raises SIGSYS, which kills. */
+static int dispatches(void)
+{
+	static volatile char selector;
+	if (prctl(59 /* PR_SET_SYSCALL_USER_DISPATCH */, 1, 1, 1, &selector))
+		return 77;
+	ready();
+	do {
+		selector = 1; /* block */
+		for (volatile int i = 0; i < 3000000; i++)
+			;
+		selector = 0;
+	} while (!over());
+	return 0;
+}
+
+/* A thread that is in a restartable sequence all the time; another one ends it. */
+#if defined(__x86_64__) && __GLIBC_PREREQ(2, 35)
+#include <sys/rseq.h>
+static volatile int stop;
+
+static void *ender(void *arg)
+{
+	reads();
+	stop = 1;
+	return NULL;
+}
+
+static int restartable(void)
+{
+	pthread_t t;
+	struct rseq *rs = (void *)((char *)__builtin_thread_pointer() + __rseq_offset);
+	if (!__rseq_size)
+		return 77;
+	pthread_create(&t, NULL, ender, NULL);
+	ready();
+	while (!stop) {
+		asm volatile(".pushsection __rseq_cs, \"aw\"\n .balign 32\n"
+			     "3: .long 0, 0\n .quad 1f, (2f - 1f), 4f\n .popsection\n"
+			     "leaq 3b(%%rip), %%rax\n movq %%rax, %0\n"
+			     "1: cmpl $0, %1\n je 1b\n"
+			     "2: jmp 5f\n"
+			     ".byte 0x0f, 0xb9, 0x3d\n .long 0x53053053\n"
+			     "4: \n 5:\n"
+			     : "=m"(rs->rseq_cs) : "m"(stop) : "rax", "memory", "cc");
+	}
+	pthread_join(t, NULL);
+	return 0;
+}
+#else
+static int restartable(void) { return 77; }
+#endif
+
 int main(int argc, char **argv)
 {
 	const char *mode = argc > 1 ? argv[1] : "";
@@ -245,6 +298,10 @@ int main(int argc, char **argv)
 		return handles();
 	if (!strcmp(mode, "ignore"))
 		return ignores();
+	if (!strcmp(mode, "dispatch"))
+		return dispatches();
+	if (!strcmp(mode, "rseq"))
+		return restartable();
 	if (!strcmp(mode, "threads"))
 		return threads();
 	if (!strcmp(mode, "mdwe")) {
