@@ -115,11 +115,12 @@ func TestShellJob(t *testing.T) {
 				if strings.Contains(second.screen(), "\r\nstatus") {
 					t.Fatalf("%s\n%s", second.screen(), errorsOf(filepath.Join(images, "restore.log")))
 				}
-				stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", target.Pid))
-				return err == nil && strings.Contains(string(stat), "State:\tS")
+				return target.Alive()
 			})
+			target.Signal()
+			target.AwaitFile("awake")
 			second.keys(t, "\x03")
-			target.Go()
+			target.Verdict()
 			for _, want := range []string{"from the job", "and its output", "\r\nstatus 0"} {
 				target.await(want+" on the screen", func() bool { return strings.Contains(second.screen(), want) })
 			}

@@ -30,8 +30,10 @@ int main(int argc, char **argv)
 	CHECK(!tcgetattr(0, &now) && now.c_lflag == set.c_lflag && now.c_iflag == set.c_iflag && now.c_cc[VERASE] == 'e', "settings %x %x %x %x, were %x %x %x %x", now.c_iflag, now.c_oflag, now.c_cflag,
 	      now.c_lflag, set.c_iflag, set.c_oflag, set.c_cflag, set.c_lflag);
 	CHECK(tcgetpgrp(0) == getpgrp() && tcgetpgrp(ctl) == getpgrp(), "in front");
-	CHECK(!!(fcntl(ctl, F_GETFL) & O_NONBLOCK) == argc > 1 && !(fcntl(0, F_GETFL) & O_NONBLOCK), "flags");
-	CHECK(interrupted == SIGINT, "the key");
+	CHECK(!!(fcntl(ctl, F_GETFL) & O_NONBLOCK) == (argc > 1) && !(fcntl(0, F_GETFL) & O_NONBLOCK), "flags");
+	workload_write("awake", "");
+	while (!interrupted)
+		usleep(3000); /* for as long as the harness has patience */
 	CHECK(dprintf(ctl, "from the job\n") == 13 && write(1, "and its output\n", 15) == 15, "output");
 	workload_pass();
 }
