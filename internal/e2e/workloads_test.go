@@ -35,6 +35,7 @@ var workloads = []struct {
 	{name: "tree"},
 	{name: "orphan", peerFails: "criu hands the orphan to init, not to its subreaper"},
 	{name: "memory"},
+	{name: "mapkinds"},
 	{name: "ring", args: []string{"20"}},
 }
 
