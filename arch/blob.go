@@ -1,3 +1,5 @@
+//lint:file-ignore U1000 constants and the interpreter are used by the assembler
+
 package arch
 
 import (

@@ -3,7 +3,9 @@ package remote
 import (
 	"bytes"
 	"os"
+	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"syscall"
 	"testing"
@@ -185,5 +187,26 @@ func TestInterpreterGoto(t *testing.T) {
 	inprocess.Enter(addr(h.code), addr(h.buf), addr(h.buf)+arch.HdrSize)
 	if got := le.Uint64(second[arch.HdrSize+arch.OpResult:]); int(got) != os.Getpid() {
 		t.Errorf("the inner program says %d", got)
+	}
+}
+
+// TestInterpreterEmulated runs the tests of the interpreter for the other architecture.
+func TestInterpreterEmulated(t *testing.T) {
+	if testing.Short() || runtime.GOARCH != "amd64" {
+		t.Skip("cross-compiles")
+	}
+	qemu, err := exec.LookPath("qemu-aarch64")
+	if err != nil {
+		t.Skip("no emulator of arm64: apt-get install qemu-user")
+	}
+	bin := filepath.Join(t.TempDir(), "test")
+	build := exec.Command("go", "test", "-c", "-o", bin, ".")
+	build.Env = append(os.Environ(), "GOARCH=arm64", "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	out, err := exec.Command(qemu, bin, "-test.run", "^TestInterpreter(|Jumps|Failures|Goto)$", "-test.v").CombinedOutput()
+	if err != nil || bytes.Count(out, []byte("--- PASS")) != 4 {
+		t.Errorf("%v: %s", err, out)
 	}
 }

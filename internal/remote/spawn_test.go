@@ -2,6 +2,7 @@ package remote
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -188,5 +189,40 @@ func TestLeave(t *testing.T) {
 			t.Errorf("%v", st)
 		}
 		return err
+	})
+}
+
+// TestCloneIntoCgroup clones a child into a cgroup the parent is not in.
+func TestCloneIntoCgroup(t *testing.T) {
+	var fs unix.Statfs_t
+	root := "/sys/fs/cgroup"
+	if unix.Statfs(root, &fs) != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
+		if root += "/unified"; unix.Statfs(root, &fs) != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
+			t.Skip("no cgroup2 hierarchy")
+		}
+	}
+	dir, err := os.MkdirTemp(root, "remote-test-")
+	if err != nil {
+		t.Skip(err)
+	}
+	defer os.Remove(dir)
+	fd, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	spawned(t, SpawnOptions{Cgroup: fd, Inherit: []int{fd}}, func(s *Session) error {
+		child, err := s.Clone(Child{Cgroup: fd})
+		if err != nil {
+			return err
+		}
+		defer ptrace.Kill(child.Leader().Thread().TID)
+		for _, pid := range []int{s.Leader().Thread().TID, child.Leader().Thread().TID} {
+			got, _ := os.ReadFile("/proc/" + itoa(pid) + "/cgroup")
+			if !strings.Contains(string(got), "/"+filepath.Base(dir)+"\n") {
+				t.Errorf("task %d is in %s", pid, got)
+			}
+		}
+		return nil
 	})
 }

@@ -20,7 +20,11 @@ import (
 
 // TestMain also is the tool that is killed in TestTracerDies.
 func TestMain(m *testing.M) {
-	if mode := os.Getenv("REMOTE_TEST_DOOMED"); mode != "" {
+	switch mode := os.Getenv("REMOTE_TEST_DOOMED"); mode {
+	case "":
+	case "modest":
+		modest()
+	default:
 		doomed(mode)
 	}
 	code := m.Run()
@@ -276,6 +280,53 @@ func TestStopped(t *testing.T) {
 	waitState('T')
 	unix.Kill(v.pid, syscall.SIGCONT)
 	v.ends(t)
+}
+
+// modest is a tool without root's privileges that spawns a task and prints that task's effective capabilities.
+func modest() {
+	tr := ptrace.NewTracer()
+	err := tr.Do(func() error {
+		s, err := Spawn(SpawnOptions{Hole: Area{testHole, HoleSize(0, 0)}})
+		if err != nil {
+			return err
+		}
+		pid := s.Leader().Thread().TID
+		defer ptrace.Kill(pid)
+		st, err := readStatus(pid)
+		if err == nil {
+			fmt.Printf("%x", st.CapEff)
+		}
+		return err
+	})
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// TestSpawnKeepsCapabilities checks that a tool which is not root, but has capabilities, hands them to its tasks.
+func TestSpawnKeepsCapabilities(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to become somebody else")
+	}
+	exe := filepath.Join(t.TempDir(), "tool") // the test binary may lie where others cannot read
+	if err := exec.Command("cp", "--", fmt.Sprintf("/proc/%d/exe", os.Getpid()), exe).Run(); err != nil {
+		t.Fatal(err)
+	}
+	for dir := filepath.Dir(exe); dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
+		os.Chmod(dir, 0o755)
+	}
+	cmd := exec.Command(exe)
+	cmd.Env = append(os.Environ(), "REMOTE_TEST_DOOMED=modest")
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Credential:  &syscall.Credential{Uid: 65534, Gid: 65534},
+		AmbientCaps: []uintptr{unix.CAP_SYS_PTRACE, unix.CAP_CHECKPOINT_RESTORE},
+	}
+	out, err := cmd.CombinedOutput()
+	if want := fmt.Sprintf("%x", 1<<unix.CAP_SYS_PTRACE|1<<unix.CAP_CHECKPOINT_RESTORE); err != nil || string(out) != want {
+		t.Errorf("capabilities %s, want %s, %v", out, want, err)
+	}
 }
 
 // doomed is a tool that dies with its program half done in a task.

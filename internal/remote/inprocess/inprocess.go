@@ -9,6 +9,8 @@ import "runtime"
 
 // saved is the stack pointer of enter's caller and, where they are in registers, the return address and the running
 // goroutine.
+//
+//lint:ignore U1000 the assembler uses it
 var saved [3]uintptr
 
 func enter(code, base, op uintptr)
