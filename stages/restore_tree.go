@@ -125,14 +125,12 @@ func (r *restorer) kill() error {
 		for _, pid := range r.made {
 			unix.Kill(pid, unix.SIGKILL)
 		}
-		for _, pid := range r.made {
-			for {
-				if st, err := ptrace.Wait(pid); err != nil || st.Gone() {
-					break
-				}
+		// The tracer has no other children. A leader is not gone before its threads have been waited for.
+		for {
+			if _, err := ptrace.WaitAny(); err != nil {
+				return nil
 			}
 		}
-		return nil
 	})
 }
 
