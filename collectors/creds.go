@@ -2,14 +2,33 @@ package collectors
 
 import (
 	"cryo/internal/procfs"
+	"cryo/internal/remote"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/creds"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 )
 
-// Creds makes a thread's credentials from its status file. The securebits, which it does not tell, are the thread's
-// own answer.
-func Creds(s *procfs.Status) *creds.CredsEntry {
+// readCreds makes the credentials of every thread; they may differ.
+func readCreds(t *Task) error {
+	for _, th := range t.Threads {
+		th.Core.ThreadCore.Creds = credsOf(th.Status)
+	}
+	return nil
+}
+
+// askCreds asks a thread for its securebits, which its status does not tell.
+func askCreds(b *remote.Builder) Answer[*Thread] {
+	securebits := b.Call(unix.SYS_PRCTL, remote.Imm(unix.PR_GET_SECUREBITS)).Must()
+	return func(r *remote.Results, th *Thread) error {
+		bits, err := r.Value(securebits)
+		th.Core.ThreadCore.Creds.Secbits = proto.Uint32(uint32(bits))
+		return err
+	}
+}
+
+// credsOf makes credentials from a thread's status.
+func credsOf(s *procfs.Status) *creds.CredsEntry {
 	e := &creds.CredsEntry{
 		Uid: proto.Uint32(s.Uid[0]), Euid: proto.Uint32(s.Uid[1]), Suid: proto.Uint32(s.Uid[2]), Fsuid: proto.Uint32(s.Uid[3]),
 		Gid: proto.Uint32(s.Gid[0]), Egid: proto.Uint32(s.Gid[1]), Sgid: proto.Uint32(s.Gid[2]), Fsgid: proto.Uint32(s.Gid[3]),

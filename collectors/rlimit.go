@@ -11,9 +11,14 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Rlimits reads the resource limits of a task: by prlimit(2) (Linux 2.6.36), and from /proc/PID/limits where that is
+func readRlimits(t *Task) (err error) {
+	t.Core.Tc.Rlimits, err = rlimits(t)
+	return err
+}
+
+// rlimits reads the resource limits of a task: by prlimit(2) (Linux 2.6.36), and from /proc/PID/limits where that is
 // denied because the task is another user's and CAP_SYS_RESOURCE is missing.
-func Rlimits(t *Task) (*criu_core.TaskRlimitsEntry, error) {
+func rlimits(t *Task) (*criu_core.TaskRlimitsEntry, error) {
 	var limits [procfs.NumLimits]procfs.Limit
 	for i := range limits {
 		var lim unix.Rlimit

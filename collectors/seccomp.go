@@ -7,13 +7,13 @@ import (
 
 	"cryo/internal/ptrace"
 
+	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/seccomp"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 )
 
 const (
-	seccompStrict = 1
 	seccompFilter = 2
 
 	// filterTSync is SECCOMP_FILTER_FLAG_TSYNC.
@@ -30,6 +30,8 @@ type seccompTable struct {
 func newSeccompTable() seccompTable {
 	return seccompTable{entry: &seccomp.SeccompEntry{}, known: map[string]uint32{}}
 }
+
+func traceSeccomp(tr *Tracees, t *Task) error { return tr.seccomp.capture(t) }
 
 // filter is one filter of a thread.
 type filter struct {
@@ -65,7 +67,7 @@ func (s *seccompTable) capture(t *Task) error {
 		if th.Status.Seccomp == 0 || same && i > 0 {
 			continue
 		}
-		tc.SeccompMode = seccompMode(th.Status.Seccomp)
+		tc.SeccompMode = criu_core.SeccompMode(th.Status.Seccomp).Enum()
 		if th.Status.Seccomp == seccompFilter {
 			tc.SeccompFilter = proto.Uint32(s.add(chains[i], same))
 		}

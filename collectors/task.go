@@ -68,8 +68,8 @@ type Task struct {
 	// Session is the engine in the task, from parasite-state to parasite-mem; programs run on the tracer's thread only.
 	Session *remote.Session
 
-	asked *taskProgram // running in the task
-	pidfd int          // opened on first use; 0 is none
+	asked *question[*Task] // running in the task
+	pidfd int              // opened on first use; 0 is none
 }
 
 // Leader is the thread-group leader.
@@ -101,6 +101,16 @@ type Thread struct {
 	Tracee *remote.Thread
 	// TimerSlack is in nanoseconds.
 	TimerSlack int64
+}
+
+// vtid translates a thread id to the tree's namespace; 0 if the task has no such thread.
+func (t *Task) vtid(tid int) int {
+	for _, th := range t.Threads {
+		if th.Tid == tid {
+			return th.VTid
+		}
+	}
+	return 0
 }
 
 // CgroupEntry is the name below /proc/PID of the thread's control groups.

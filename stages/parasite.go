@@ -49,32 +49,33 @@ func (d *dumper) ask(tasks []*collectors.Task) error {
 		each(d.tracees.Capture), d.tracees.Inject, each(d.tracees.StartAsking), each(d.tracees.FinishAsking)}
 	for _, step := range steps {
 		var rest []*collectors.Task
+		var failed error
 		for i, err := range step(asked) {
 			var o collectors.Obstacle
 			switch {
 			case errors.As(err, &o):
 				d.env.Obstacles.Add(o)
-			case err != nil:
-				return fmt.Errorf("task %d: %w", asked[i].Pid, err)
-			default:
+			case err != nil && failed == nil:
+				failed = fmt.Errorf("task %d: %w", asked[i].Pid, err)
+			case err == nil:
 				rest = append(rest, asked[i])
 			}
+		}
+		if failed != nil {
+			return failed
 		}
 		asked = rest
 	}
 	return nil
 }
 
-// each makes a step of many tasks of a step of one, which ends at the first error that is no obstacle.
+// each makes a step of many tasks of a step of one. It goes on after an error: what is running in the others has to be
+// finished.
 func each(step func(*collectors.Task) error) func([]*collectors.Task) []error {
 	return func(tasks []*collectors.Task) []error {
-		errs := make([]error, 0, len(tasks))
-		for _, t := range tasks {
-			err := step(t)
-			errs = append(errs, err)
-			if err != nil && !errors.As(err, new(collectors.Obstacle)) {
-				break
-			}
+		errs := make([]error, len(tasks))
+		for i, t := range tasks {
+			errs[i] = step(t)
 		}
 		return errs
 	}
