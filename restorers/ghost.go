@@ -125,7 +125,7 @@ func (g *ghost) name(n *Named, t *traces) (string, error) {
 		if unix.Lstat(try, &st) == nil {
 			continue
 		}
-		if err := t.made(try, nil); err != nil {
+		if err := t.made(Trace{Path: try, Directory: g.head.GetMode()&unix.S_IFMT == unix.S_IFDIR}); err != nil {
 			return "", err
 		}
 		return try, makeNode(try, g.head)
@@ -183,7 +183,7 @@ func (g *ghost) regularNamed(n *Named, t *traces) (string, error) {
 		if unix.Lstat(try, &st) == nil {
 			continue
 		}
-		if err := t.made(try, nil); err != nil {
+		if err := t.made(Trace{Path: try, Directory: g.head.GetMode()&unix.S_IFMT == unix.S_IFDIR}); err != nil {
 			return "", err
 		}
 		fd, err := unix.Open(try, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)

@@ -65,9 +65,9 @@ func named(s *Set, id int, name string, flags int, typ remap_file_path.RemapType
 // noTrack keeps no journal, but counts what is still noted.
 type noTrack map[string]bool
 
-func (n noTrack) track(name string, _ func() error) (func(), error) {
-	n[name] = true
-	return func() { delete(n, name) }, nil
+func (n noTrack) track(t Trace) (func(), error) {
+	n[t.Path] = true
+	return func() { delete(n, t.Path) }, nil
 }
 
 // prepare opens all files of a set and returns the tool's handles by id.
@@ -255,8 +255,8 @@ func TestGhostsLeaveNothing(t *testing.T) {
 		enough := errors.New("enough")
 		var undo []func() error
 		n := 0
-		err := p.Prepare(context.Background(), func(_ string, remove func() error) (func(), error) {
-			undo = append(undo, remove)
+		err := p.Prepare(context.Background(), func(tr Trace) (func(), error) {
+			undo = append(undo, tr.Remove)
 			if n++; n > stop {
 				return func() {}, enough
 			}

@@ -15,8 +15,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Track notes that a name is about to be made; remove takes it away if the restore breaks off before forget is called.
-type Track func(name string, remove func() error) (forget func(), err error)
+// Trace is a name that is about to be made, for a moment.
+type Trace struct {
+	Path      string
+	Directory bool
+	Dev, Ino  uint64 // what will have the name; 0: not known yet
+}
+
+// Remove takes the name away, unless something else has it.
+func (t Trace) Remove() error {
+	var st unix.Stat_t
+	if err := unix.Lstat(t.Path, &st); err != nil || t.Ino != 0 && (st.Dev != t.Dev || st.Ino != t.Ino) {
+		return nil
+	}
+	return os.Remove(t.Path)
+}
+
+// Track notes a trace, to be removed if the restore breaks off before forget is called.
+type Track func(Trace) (forget func(), err error)
+
+// Hidden says whether Prepare has names to make.
+func (p *Paths) Hidden() bool { return len(p.ghosts)+len(p.links) > 0 }
 
 // oldGhost marks the number of a ghost file in sets that do not say what type a remap is.
 const oldGhost = 1 << 31
@@ -154,21 +173,14 @@ func (t *traces) wipe() error {
 	return errors.Join(errs...)
 }
 
-// made notes a name that is about to be made. ours says whether what has the name is what was made; nil: certainly.
-func (t *traces) made(name string, ours *unix.Stat_t) error {
-	remove := func() error {
-		var st unix.Stat_t
-		if err := unix.Lstat(name, &st); err != nil || ours != nil && (st.Dev != ours.Dev || st.Ino != ours.Ino) {
-			return nil
-		}
-		return os.Remove(name)
-	}
-	forget, err := t.track(name, remove)
+// made notes a name that is about to be made.
+func (t *traces) made(trace Trace) error {
+	forget, err := t.track(trace)
 	if err != nil {
 		return err
 	}
 	t.remove = append(t.remove, func() error {
-		err := remove()
+		err := trace.Remove()
 		if err == nil {
 			forget()
 		}
@@ -193,7 +205,7 @@ func (t *traces) link(from string, flags int, name string, st *unix.Stat_t) (str
 			}
 			continue
 		}
-		if err := t.made(try, st); err != nil {
+		if err := t.made(Trace{Path: try, Dev: st.Dev, Ino: st.Ino}); err != nil {
 			return "", err
 		}
 		err := unix.Linkat(unix.AT_FDCWD, from, unix.AT_FDCWD, try, flags)
@@ -216,7 +228,7 @@ func (t *traces) parents(dir string) error {
 	if err := t.parents(filepath.Dir(dir)); err != nil {
 		return err
 	}
-	if err := t.made(dir, nil); err != nil {
+	if err := t.made(Trace{Path: dir, Directory: true}); err != nil {
 		return err
 	}
 	return os.Mkdir(dir, 0o700)

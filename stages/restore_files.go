@@ -1,11 +1,14 @@
 package stages
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
+	"cryo/internal/guardian"
 	"cryo/internal/options"
 	"cryo/internal/remote"
 	"cryo/pipeline"
@@ -45,6 +48,26 @@ func (r *restorer) fileOptions() (*restorers.FileOptions, error) {
 		}
 	}
 	return o, nil
+}
+
+// hiddenFiles makes the files that have lost their names. While one has a name there is a guardian to take it away.
+func (r *restorer) hiddenFiles(s *pipeline.Stage, p *restorePlan) error {
+	if !p.paths.Hidden() {
+		return nil
+	}
+	if err := r.startGuardian(); err != nil {
+		return err
+	}
+	return p.paths.Prepare(s.Context(), func(t restorers.Trace) (func(), error) {
+		dir, err := os.OpenFile(filepath.Dir(t.Path), unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return nil, err
+		}
+		defer dir.Close()
+		step, err := s.Undo().Push("remove "+t.Path, 0, func(context.Context) error { return t.Remove() },
+			guardian.RemoveFile{Dir: dir, Name: filepath.Base(t.Path), Dev: t.Dev, Ino: t.Ino, Directory: t.Directory})
+		return step.Done, err
+	})
 }
 
 // restoreFiles makes all descriptors, level by level: every task has finished a level before any begins the next.

@@ -72,8 +72,8 @@ func (r *restorer) release(s *pipeline.Stage, f *family) error {
 }
 
 // insure starts a guardian that kills the tasks if the tool dies before it commits.
-func (r *restorer) insure(s *pipeline.Stage, live []*member) (err error) {
-	if r.guard, err = startGuardian(r.g); err != nil {
+func (r *restorer) insure(s *pipeline.Stage, live []*member) error {
+	if err := r.startGuardian(); err != nil {
 		return err
 	}
 	var records []pipeline.UndoRecord
@@ -88,7 +88,15 @@ func (r *restorer) insure(s *pipeline.Stage, live []*member) (err error) {
 		}
 		records = append(records, list)
 	}
-	_, err = s.Undo().Push("kill the tasks that are released", 0, func(context.Context) error { return nil }, records...)
+	_, err := s.Undo().Push("kill the tasks that are released", 0, func(context.Context) error { return nil }, records...)
+	return err
+}
+
+// startGuardian starts the guardian, unless there is one already.
+func (r *restorer) startGuardian() (err error) {
+	if r.guard == nil {
+		r.guard, err = startGuardian(r.g)
+	}
 	return err
 }
 

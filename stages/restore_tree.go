@@ -46,11 +46,7 @@ func (f *family) alive() []*member {
 // forkTree makes all processes, level by level: those of one level map and fill what they have and then fork the next.
 func (r *restorer) forkTree(s *pipeline.Stage, p *restorePlan) (*family, error) {
 	f := &family{restorePlan: p, byNode: map[*restorers.Node]*member{}}
-	err := p.paths.Prepare(s.Context(), func(name string, remove func() error) (func(), error) {
-		step, err := s.Undo().Push("remove "+name, 0, func(context.Context) error { return remove() })
-		return step.Done, err
-	})
-	if err != nil {
+	if err := r.hiddenFiles(s, p); err != nil {
 		return nil, err
 	}
 	if err := p.memfds.Prepare(s.Context()); err != nil {

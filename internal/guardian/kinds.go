@@ -38,9 +38,10 @@ var builtin = []Kind{
 // RemoveFile removes a file. With Ino not zero it is removed only if it is still that file: say so when the file is
 // recorded after it was made. Recorded before, the name must be one that only the ward makes.
 type RemoveFile struct {
-	Dir      *os.File `json:"-"`
-	Name     string
-	Dev, Ino uint64
+	Dir       *os.File `json:"-"`
+	Name      string
+	Dev, Ino  uint64
+	Directory bool // it is one, to be removed if it is empty
 }
 
 // UndoKind implements Record.
@@ -65,7 +66,11 @@ func removeFile(_ context.Context, data json.RawMessage, fds []int) error {
 			return fmt.Errorf("stat %s: %w", r.Name, err)
 		}
 	}
-	if err := unix.Unlinkat(dir, r.Name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+	flags := 0
+	if r.Directory {
+		flags = unix.AT_REMOVEDIR
+	}
+	if err := unix.Unlinkat(dir, r.Name, flags); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("remove %s: %w", r.Name, err)
 	}
 	return nil
