@@ -148,6 +148,11 @@ func checkArea(a *Area) error {
 	if a.Is(vma.StatusRegular) && kinds != 1 && !a.Is(vma.StatusSocket) && !a.Special() {
 		return fmt.Errorf("%s has status %#x, which is no kind of mapping", a, a.Status)
 	}
+	shared, anon := a.Is(vma.StatusFileShared) || a.Is(vma.StatusAnonShared), a.Flags&unix.MAP_ANONYMOUS != 0
+	kind := a.Flags & unix.MAP_TYPE
+	if kinds == 1 && (shared != (kind == unix.MAP_SHARED) || !shared && kind != unix.MAP_PRIVATE || a.File() && anon) {
+		return fmt.Errorf("%s has flags %#x, which contradict its status %#x", a, a.Flags, a.Status)
+	}
 	return nil
 }
 
