@@ -31,10 +31,16 @@ func (r *restorer) jump(s *pipeline.Stage, f *family) (*family, error) {
 		return nil, err
 	}
 	return f, r.tracer.Do(func() error {
-		for _, m := range live {
-			if err := m.session.Remove(); err != nil {
-				return fmt.Errorf("%s: %w", m.Node, err)
+		sessions := make([]*remote.Session, len(live))
+		for i, m := range live {
+			sessions[i] = m.session
+		}
+		for i, err := range remote.RemoveAll(sessions) {
+			if err != nil {
+				return fmt.Errorf("%s: %w", live[i].Node, err)
 			}
+		}
+		for _, m := range live {
 			for i, th := range m.allThreads() {
 				if err := setRegisters(th, m.Threads[i]); err != nil {
 					return fmt.Errorf("%s, thread %d: %w", m.Node, m.Threads[i].TID, err)

@@ -154,14 +154,10 @@ func (s *Session) StopWith(sig syscall.Signal) error {
 
 // Remove unmaps the engine from a restored task, as the last thing that runs in it. Its threads are stopped then without
 // any code of their own to go on with: give each its state with Thread.Restore and detach it.
-func (s *Session) Remove() error {
-	t := s.leader.thread
-	ret, err := s.remoteCall(unix.SYS_MUNMAP, s.area.Start, s.area.Size)
-	if err == nil && errnoOf(ret) != 0 {
-		err = fmt.Errorf("unmap the engine from task %d: %w", t.TID, errnoOf(ret))
-	}
-	return err
-}
+func (s *Session) Remove() error { return RemoveAll([]*Session{s})[0] }
+
+// RemoveAll is Remove from many tasks, which work at the same time.
+func RemoveAll(sessions []*Session) []error { return unmapAll(sessions) }
 
 // Restore sets extended state, registers and signal mask of a stopped thread to what t says. With the next
 // ptrace.Detach the thread is on its own.

@@ -393,6 +393,15 @@ func (s *Session) Eject() error { return EjectAll([]*Session{s})[0] }
 
 // EjectAll is Eject from many tasks, which work at the same time.
 func EjectAll(sessions []*Session) []error {
+	errs := unmapAll(sessions)
+	for i, s := range sessions {
+		errs[i] = errors.Join(errs[i], s.restoreLeader())
+	}
+	return errs
+}
+
+// unmapAll unmaps the engine from many tasks, which work at the same time. Their leaders have nothing to go on with then.
+func unmapAll(sessions []*Session) []error {
 	errs := make([]error, len(sessions))
 	each := func(step func(*Session) error) {
 		for i, s := range sessions {
@@ -415,9 +424,6 @@ func EjectAll(sessions []*Session) []error {
 		}
 		return err
 	})
-	for i, s := range sessions {
-		errs[i] = errors.Join(errs[i], s.restoreLeader())
-	}
 	return errs
 }
 
