@@ -114,6 +114,7 @@ func TestHarmless(t *testing.T) {
 		{"filter", 20, Options{}},
 		{"strict", 20, Options{}},
 		{"handlers", 20, Options{}},
+		{"golike", 20, Options{}},
 		{"ignore", 20, Options{}},
 		{"mdwe", 5, Options{}},
 		{"dispatch", 20, Options{}},
@@ -381,7 +382,7 @@ func doomed(mode string) {
 // TestTracerDies kills the tool at different moments; the task has to go on by itself.
 func TestTracerDies(t *testing.T) {
 	for _, mode := range []string{"before", "during", "failing", "after"} {
-		kinds := []string{"registers", "nanosleep", "futex", "poll", "read"}
+		kinds := []string{"registers", "nanosleep", "futex", "poll", "read", "golike"}
 		if mode == "before" || mode == "after" { // seccomp allows the return, not what a program does
 			kinds = append(kinds, "filter", "strict")
 		}

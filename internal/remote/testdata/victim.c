@@ -168,7 +168,7 @@ static int filtered(int strict)
 static volatile sig_atomic_t hits;
 static void handler(int sig) { hits++; }
 
-static int handles(void)
+static int handles(int all)
 {
 	struct sigaction sa = { .sa_handler = handler, .sa_flags = SA_RESTART | SA_ONSTACK };
 	stack_t alt = { .ss_sp = malloc(65536), .ss_size = 65536 };
@@ -176,7 +176,7 @@ static int handles(void)
 	if (sigaltstack(&alt, NULL))
 		fail("sigaltstack");
 	for (int s = 1; s < 32; s++)
-		if (s != SIGKILL && s != SIGSTOP)
+		if (s != SIGKILL && s != SIGSTOP && (all || s != SIGCONT))
 			sigaction(s, &sa, NULL);
 	ready();
 	reads();
@@ -295,7 +295,9 @@ int main(int argc, char **argv)
 	if (!strcmp(mode, "filter") || !strcmp(mode, "strict"))
 		return filtered(mode[0] == 's');
 	if (!strcmp(mode, "handlers"))
-		return handles();
+		return handles(1);
+	if (!strcmp(mode, "golike")) /* as the Go runtime does */
+		return handles(0);
 	if (!strcmp(mode, "ignore"))
 		return ignores();
 	if (!strcmp(mode, "dispatch"))
