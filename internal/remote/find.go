@@ -16,6 +16,23 @@ const (
 	pageSize      = 4096
 )
 
+// FindSyscall returns the address of a system call instruction in a task: in its vdso, or in any code it has mapped. It
+// reads the task's memory and needs no stop.
+func FindSyscall(pid int) (uint64, error) {
+	auxv, err := os.ReadFile(fmt.Sprintf("/proc/%d/auxv", pid))
+	if err != nil {
+		return 0, err
+	}
+	for ; len(auxv) >= 16; auxv = auxv[16:] {
+		if le.Uint64(auxv) == atSysinfoEhdr {
+			if at := syscallIn(pid, le.Uint64(auxv[8:]), maxVDSO); at != 0 {
+				return at, nil
+			}
+		}
+	}
+	return findSyscallInMaps(pid)
+}
+
 // syscallIn looks for a system call instruction in [start, start+size) of a task, as far as it is readable; 0 if there
 // is none.
 func syscallIn(pid int, start, size uint64) uint64 {
