@@ -70,7 +70,7 @@ type FilePlan struct {
 	ByNode   map[*Node]*Table
 	Files    map[uint32]*File
 	limits   Limits
-	contents []*contents
+	fillers  []filler
 	tool     int // pid of the tool as the tasks see it
 }
 
@@ -231,12 +231,18 @@ func (p *FilePlan) EmitLevel(lv Level, t *Table, b *remote.Builder) error {
 	return nil
 }
 
+// filler is something the tool does with what the tasks have made, between the levels Fill and Attach. open duplicates a
+// descriptor of the task that has a table into the tool.
+type filler interface {
+	fill(ctx context.Context, open func(t *Table, fd int) (int, error)) error
+}
+
 // Fill lets the tool put contents into what the tasks have made. pid says which task has a table, as the tool sees it.
 func (p *FilePlan) Fill(ctx context.Context, pid func(*Table) int) error {
 	g := &getter{pidfds: map[*Table]int{}, pid: pid}
 	defer g.close()
-	for _, c := range p.contents {
-		if err := c.fill(ctx, g.get); err != nil {
+	for _, f := range p.fillers {
+		if err := f.fill(ctx, g.get); err != nil {
 			return err
 		}
 	}

@@ -167,7 +167,7 @@ func planContents(p *FilePlanner, kind image.Kind[*pipe_data.PipeDataEntry]) (*c
 			}
 			c.entries[e.GetPipeId()] = true
 		}
-		p.plan.contents = append(p.plan.contents, c)
+		p.plan.fillers = append(p.plan.fillers, c)
 		return c, nil
 	})
 }

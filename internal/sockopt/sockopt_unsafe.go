@@ -1,0 +1,55 @@
+// Package sockopt reads and sets options of sockets whose values are neither numbers nor any of the structures that
+// golang.org/x/sys/unix knows.
+//
+// Kernel interfaces: getsockopt(2), setsockopt(2).
+package sockopt
+
+import (
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Get fills buf with an option's value and returns the length the kernel tells: bytes for all options but
+// SO_GET_FILTER, which counts instructions.
+func Get(fd, level, name int, buf []byte, size uint32) (uint32, error) {
+	at := unsafe.Pointer(unsafe.SliceData(buf))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name), uintptr(at), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return 0, fmt.Errorf("getsockopt(%d, %d): %w", level, name, errno)
+	}
+	return size, nil
+}
+
+// Bytes returns the value of an option that is at most n bytes long.
+func Bytes(fd, level, name, n int) ([]byte, error) {
+	buf := make([]byte, n)
+	got, err := Get(fd, level, name, buf, uint32(n))
+	return buf[:min(int(got), n)], err
+}
+
+// Int returns the value of an option that is a number.
+func Int(fd, level, name int) (int, error) {
+	v, err := unix.GetsockoptInt(fd, level, name)
+	if err != nil {
+		return 0, fmt.Errorf("getsockopt(%d, %d): %w", level, name, err)
+	}
+	return v, nil
+}
+
+// SetBytes sets an option whose value is a structure.
+func SetBytes(fd, level, name int, value []byte) error {
+	if err := unix.SetsockoptString(fd, level, name, string(value)); err != nil {
+		return fmt.Errorf("setsockopt(%d, %d): %w", level, name, err)
+	}
+	return nil
+}
+
+// SetInt sets an option whose value is a number.
+func SetInt(fd, level, name, value int) error {
+	if err := unix.SetsockoptInt(fd, level, name, value); err != nil {
+		return fmt.Errorf("setsockopt(%d, %d, %d): %w", level, name, value, err)
+	}
+	return nil
+}
