@@ -66,12 +66,12 @@ type File struct {
 
 // FilePlan says who makes which file and who receives it.
 type FilePlan struct {
-	Tables   []*Table
-	ByNode   map[*Node]*Table
-	Files    map[uint32]*File
-	limits   Limits
-	fillers  []filler
-	tool     int // pid of the tool as the tasks see it
+	Tables  []*Table
+	ByNode  map[*Node]*Table
+	Files   map[uint32]*File
+	limits  Limits
+	fillers []filler
+	tool    int // pid of the tool as the tasks see it
 }
 
 // FilePlanner is what restorers plan with.
