@@ -24,12 +24,26 @@ type Table struct {
 	owns    []*File        // files this task makes, in the order they are met
 	borrows []uint32       // files needed at Attach that the task is not to keep
 
-	used   map[int]bool
+	used   numbers
 	low    int            // nothing below is free
 	spare  int            // nothing below may be used for parking
-	have   map[uint32]int // the number of each file that is there
+	extra  map[uint32]int // the number of each file that is there, but not to be kept
 	parked []int          // to be closed at Attach
 }
+
+// numbers is a set of small numbers.
+type numbers []uint64
+
+func (b numbers) has(n int) bool { return n>>6 < len(b) && b[n>>6]&(1<<(n&63)) != 0 }
+
+func (b *numbers) set(n int) {
+	if more := n>>6 + 1 - len(*b); more > 0 {
+		*b = append(*b, make([]uint64, more)...)
+	}
+	(*b)[n>>6] |= 1 << (n & 63)
+}
+
+func (b numbers) clear(n int) { b[n>>6] &^= 1 << (n & 63) }
 
 // final is one descriptor as it is to be in the end.
 type final struct {
@@ -37,12 +51,12 @@ type final struct {
 	id      uint32
 	cloexec int // O_CLOEXEC or 0
 	typ     fdinfo.FdTypes
-	next    int // index of the file's next number, 0: none
+	next    int  // index of the file's next number, 0: none
+	there   bool // set on the file's first number when the task has the file
 }
 
 func newTable(id uint32, n *Node, fds []*fdinfo.FdinfoEntry) *Table {
-	t := &Table{ID: id, Node: n, finals: make([]final, 0, len(fds)), firsts: make(map[uint32]int, len(fds)),
-		used: make(map[int]bool, len(fds)), have: make(map[uint32]int, len(fds))}
+	t := &Table{ID: id, Node: n, finals: make([]final, 0, len(fds)), firsts: make(map[uint32]int, len(fds)), extra: map[uint32]int{}}
 	for _, f := range fds {
 		w := final{fd: int(f.GetFd()), id: f.GetId(), typ: f.GetType()}
 		if f.GetFlags()&unix.FD_CLOEXEC != 0 {
@@ -80,24 +94,24 @@ func (t *Table) isFinal(fd int) bool {
 
 // take is the number the kernel gives out next.
 func (t *Table) take() int {
-	for t.used[t.low] {
+	for t.used.has(t.low) {
 		t.low++
 	}
-	t.used[t.low] = true
+	t.used.set(t.low)
 	return t.low
 }
 
 func (t *Table) release(fd int) {
-	delete(t.used, fd)
+	t.used.clear(fd)
 	t.low = min(t.low, fd)
 }
 
 // park is a number that nothing else wants; it is closed at Attach.
 func (t *Table) park() int {
-	for t.used[t.spare] || t.isFinal(t.spare) {
+	for t.used.has(t.spare) || t.isFinal(t.spare) {
 		t.spare++
 	}
-	t.used[t.spare] = true
+	t.used.set(t.spare)
 	t.parked = append(t.parked, t.spare)
 	return t.spare
 }
@@ -155,7 +169,10 @@ func (s *Slots) Cloexec(id uint32) int {
 
 // Number is the descriptor that a file has in the task now, -1 if it is not there.
 func (s *Slots) Number(id uint32) int {
-	if n, ok := s.t.have[id]; ok {
+	if i, ok := s.t.firsts[id]; ok && s.t.finals[i].there {
+		return s.t.finals[i].fd
+	}
+	if n, ok := s.t.extra[id]; ok {
 		return n
 	}
 	return -1
@@ -233,6 +250,7 @@ func (s *Slots) place(a arrival, others ...*arrival) int {
 		s.Close(a.n)
 	}
 	n := s.t.finals[first].fd
+	s.t.finals[first].there = true
 	s.arrived(a.id, n)
 	return n
 }
@@ -245,7 +263,7 @@ func (s *Slots) copyTo(n int, f *final, others []*arrival) {
 		}
 	}
 	s.b.Call(unix.SYS_DUP3, remote.Imm(n), remote.Imm(f.fd), remote.Imm(f.cloexec)).Must().Discard()
-	s.t.used[f.fd] = true
+	s.t.used.set(f.fd)
 }
 
 // makeWay moves a descriptor to the next free number.
@@ -266,13 +284,13 @@ func (s *Slots) parkArrival(a arrival) int {
 		s.t.parked = append(s.t.parked, n)
 	}
 	if a.id != 0 {
+		s.t.extra[a.id] = n
 		s.arrived(a.id, n)
 	}
 	return n
 }
 
 func (s *Slots) arrived(id uint32, n int) {
-	s.t.have[id] = n
 	if f := s.plan.Files[id]; f != nil && f.At == nil {
 		f.At, f.FD = s.t, n
 	}
@@ -326,18 +344,15 @@ func (s *Slots) receive() {
 // missing lists the files that the task is to have and has not yet.
 func (s *Slots) missing() []uint32 {
 	var ids []uint32
-	seen := map[uint32]bool{}
-	add := func(id uint32) {
-		if _, there := s.t.have[id]; !there && !seen[id] {
-			seen[id] = true
-			ids = append(ids, id)
+	for i := range s.t.finals {
+		if f := &s.t.finals[i]; s.t.firsts[f.id] == i && !f.there {
+			ids = append(ids, f.id)
 		}
 	}
-	for _, f := range s.t.finals {
-		add(f.id)
-	}
 	for _, id := range s.t.borrows {
-		add(id)
+		if s.Number(id) < 0 {
+			ids = append(ids, id)
+		}
 	}
 	return ids
 }

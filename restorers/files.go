@@ -209,6 +209,7 @@ func (p *FilePlan) EmitLevel(lv Level, t *Table, b *remote.Builder) error {
 	s := newSlots(p, t, b)
 	switch lv {
 	case Open:
+		b.Grow(2 * len(t.owns))
 		// What came with the clone goes. From here on the plan knows every number.
 		b.Call(unix.SYS_CLOSE_RANGE, remote.Imm(0), remote.Imm(^uint32(0)), remote.Imm(0)).Must().Discard()
 		p.limits.emit(b, t.need(len(p.Tables)))
@@ -291,6 +292,9 @@ type Limits struct {
 	MayRaise   bool   // the tool has CAP_SYS_RESOURCE
 }
 
+// maxNumbers bounds what is kept of a table: far above what a kernel allows by default.
+const maxNumbers = 1 << 26
+
 // scratch is how many numbers a program uses at a time beside those that are planned.
 const scratch = 16
 
@@ -312,6 +316,8 @@ func (t *Table) need(tables int) uint64 {
 func (l Limits) check(t *Table, tables int) error {
 	n := t.need(tables)
 	switch {
+	case n > maxNumbers:
+		return fmt.Errorf("descriptors up to %d are more than can be restored", t.finals[len(t.finals)-1].fd)
 	case l.Hard == 0 || n <= l.Hard:
 		return nil
 	case n > l.Max:

@@ -204,6 +204,9 @@ func (b *Builder) Sigreturn(frame Arg) { b.add(arch.KindSigreturn, frame) }
 // Goto goes on in another copy of the interpreter with the program buffer at base, from its first operation.
 func (b *Builder) Goto(code, base Arg) { b.add(arch.KindGoto, code, base, Imm(arch.HdrSize)) }
 
+// Grow makes room for n more operations.
+func (b *Builder) Grow(n int) { b.ops = slices.Grow(b.ops, n) }
+
 // Len is how many operations there are so far.
 func (b *Builder) Len() int { return len(b.ops) }
 
