@@ -120,7 +120,7 @@ func (m *Memory) register(env *Env, t *Task, i int, seen map[mappedFile]uint64) 
 	case vma.SharedAnonymous:
 		env.Shared.mapped(t, mp)
 	case vma.SysV:
-		m.obstacle(env, t, mp, "SysV shared memory, which cannot be dumped yet", "detach it before the dump")
+		return noteObstacle(env, env.Shared.attached(t, mp))
 	case vma.Uprobes:
 		if !env.Options.AllowUprobes {
 			m.obstacle(env, t, mp, "probes of the kernel (uprobes) are set in it", "--allow-uprobes")

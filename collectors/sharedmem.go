@@ -15,7 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SharedMemory is the table of memory objects that belong to no single task: shared anonymous memory and memfds. Each
+// SharedMemory is the table of memory objects that belong to no single task: shared anonymous memory, memfds and
+// SysV segments. Each
 // is stored once, in pagemap-shmem-ID.img, where ID is its inode number, whoever maps it.
 //
 // Objects are entered in task order by one goroutine; Dump comes when all tasks are registered.
@@ -24,6 +25,7 @@ type SharedMemory struct {
 	byInode map[deviceInode]*sharedObject
 	inodes  []*memfd.MemfdInodeEntry
 	memfds  map[deviceInode]*memfdIDs
+	sysv    sysvSegments
 }
 
 type deviceInode struct{ dev, ino uint64 }
@@ -38,7 +40,8 @@ type sharedObject struct {
 
 // NewSharedMemory returns an empty table.
 func NewSharedMemory() *SharedMemory {
-	return &SharedMemory{byInode: map[deviceInode]*sharedObject{}, memfds: map[deviceInode]*memfdIDs{}}
+	return &SharedMemory{byInode: map[deviceInode]*sharedObject{}, memfds: map[deviceInode]*memfdIDs{},
+		sysv: sysvSegments{known: map[uint64]bool{}}}
 }
 
 // mapped enters the shared anonymous memory behind a mapping. Nobody can reach more of it than is mapped.
@@ -124,10 +127,10 @@ func segments(f *os.File, size uint64, yield func(start, end uint64) error) erro
 	return nil
 }
 
-// Write writes memfd.img.
+// Write writes memfd.img and what there is of SysV segments.
 func (s *SharedMemory) Write(set image.Creator) error {
-	if len(s.inodes) == 0 {
-		return nil
+	if err := s.sysv.write(set); err != nil || len(s.inodes) == 0 {
+		return err
 	}
 	return image.Write(set, image.MemfdInode, 0, s.inodes...)
 }

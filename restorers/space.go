@@ -158,7 +158,10 @@ func fillProt(a *Area) uint32 {
 
 func mmap(b *remote.Builder, a *Area, prot uint32, open Opener) error {
 	switch {
-	case a.Is(vma.StatusSysV), a.Is(vma.StatusSocket), a.Is(vma.StatusShadowStack), a.Is(vma.StatusUprobes):
+	case a.Is(vma.StatusSysV):
+		emitAttach(b, a)
+		return nil
+	case a.Is(vma.StatusSocket), a.Is(vma.StatusShadowStack), a.Is(vma.StatusUprobes):
 		return fmt.Errorf("%s: mappings of status %#x are not built yet", a, a.Status)
 	}
 	fd := remote.Imm(-1)

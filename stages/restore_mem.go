@@ -40,6 +40,9 @@ func (r *restorer) restoreMem(s *pipeline.Stage, f *family) (*family, error) {
 	if err := f.memfds.Seal(); err != nil {
 		return nil, err
 	}
+	if err := f.sysv.Finish(); err != nil {
+		return nil, err
+	}
 	f.paths.Close() // no file is opened any more
 	return f, nil
 }

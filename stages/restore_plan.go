@@ -20,6 +20,7 @@ type restorePlan struct {
 	spaces  map[*restorers.Node]*restorers.Space
 	shmem   map[uint64]*restorers.Shmem
 	memfds  *restorers.Memfds
+	sysv    *restorers.SysVs
 	files   *restorers.FilePlan
 	paths   *restorers.Paths
 	base    *restorers.Base
@@ -66,6 +67,9 @@ func (r *restorer) plan(_ *pipeline.Stage, set *restorers.Set) (*restorePlan, er
 		if err := p.task(t); err != nil {
 			return nil, err
 		}
+	}
+	if p.sysv, err = restorers.NewSysVs(set, p.layouts); err != nil {
+		return nil, err
 	}
 	if p.files, err = restorers.PlanFiles(set, p.tree, restorerKinds(), p.paths, opt); err != nil {
 		return nil, err

@@ -36,6 +36,7 @@ var workloads = []struct {
 	{name: "orphan", peerFails: "criu hands the orphan to init, not to its subreaper"},
 	{name: "memory"},
 	{name: "mapkinds"},
+	{name: "sysv", peerFails: "criu keeps SysV memory only of an IPC namespace it dumps whole"},
 	{name: "ring", args: []string{"20"}},
 }
 

@@ -1,0 +1,203 @@
+package restorers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"unsafe"
+
+	"cryo/internal/image"
+	"cryo/internal/remote"
+	"cryo/internal/vma"
+
+	ipc_shm "github.com/checkpoint-restore/go-criu/v8/crit/images/ipc-shm"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/memfd"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+)
+
+// SysVs are the SysV segments that tasks of the set have attached. A segment that lives on outside of the tree is attached
+// again as it is now; one that has gone is made anew, with its id (/proc/sys/kernel/shm_next_id, Linux 3.8), key, owner and
+// contents.
+type SysVs struct {
+	set      *Set
+	segments map[uint64]*sysvSegment
+}
+
+type sysvSegment struct {
+	*ipc_shm.IpcShmEntry
+	made bool
+}
+
+// Bits of shmget, shmat and of a segment's mode.
+const (
+	shmDest   = 0o1000 // goes with the last who has it attached
+	shmRdonly = 0o10000
+	shmExec   = 0o100000
+	permBits  = 0o777
+)
+
+// maxSegment bounds a segment: more than any address space holds.
+const maxSegment = TaskSize
+
+// NewSysVs reads the segments that the layouts name.
+func NewSysVs(s *Set, layouts map[*Node]*Layout) (*SysVs, error) {
+	v := &SysVs{set: s, segments: map[uint64]*sysvSegment{}}
+	read := false
+	for n, l := range layouts {
+		for _, a := range l.Areas {
+			if !a.Is(vma.StatusSysV) {
+				continue
+			}
+			if !read {
+				read = true
+				if err := v.read(); err != nil {
+					return nil, err
+				}
+			}
+			if err := v.check(a); err != nil {
+				return nil, fmt.Errorf("%s: %s: %w", n, a, err)
+			}
+		}
+	}
+	return v, nil
+}
+
+func (v *SysVs) read() error {
+	ns := uint64(v.set.Inventory.GetRootIds().GetIpcNsId())
+	all, err := image.ReadOptional(v.set.Source, image.IPCShm, ns)
+	if err != nil {
+		return err
+	}
+	for i, e := range all {
+		if e.GetSize() == 0 || e.GetSize() > maxSegment {
+			return image.Errorf(image.IPCShm.File(ns), i, "a segment of %d bytes cannot be", e.GetSize())
+		}
+		v.segments[uint64(e.GetDesc().GetId())] = &sysvSegment{IpcShmEntry: e}
+	}
+	return nil
+}
+
+// check refuses mappings that shmat does not make.
+func (v *SysVs) check(a *Area) error {
+	s := v.segments[a.Object]
+	switch {
+	case s == nil:
+		return fmt.Errorf("SysV segment %d is not in the set", a.Object)
+	case a.Offset != 0 || a.Len() != s.mapped():
+		return fmt.Errorf("only a part of SysV segment %d is attached: not built yet", a.Object)
+	}
+	return nil
+}
+
+// mapped is how long an attachment is: whole pages.
+func (s *sysvSegment) mapped() uint64 {
+	page := uint64(image.PageSize)
+	if shift := s.GetHugetlbFlag() >> unix.MAP_HUGE_SHIFT & unix.MAP_HUGE_MASK; shift != 0 {
+		page = 1 << min(shift, 40)
+	}
+	return (s.GetSize() + page - 1) &^ (page - 1)
+}
+
+// Prepare makes the segments that are not there. undo is called before one is made, with how to remove it.
+func (v *SysVs) Prepare(ctx context.Context, undo func(name string, remove func() error) error) error {
+	for id, s := range v.segments {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := s.prepare(v.set.Source, int(id), undo); err != nil {
+			return fmt.Errorf("SysV segment %d: %w", id, err)
+		}
+	}
+	return nil
+}
+
+func (s *sysvSegment) prepare(src image.Source, id int, undo func(string, func() error) error) error {
+	var d unix.SysvShmDesc
+	_, err := unix.SysvShmCtl(id, unix.IPC_STAT, &d)
+	if err == nil {
+		if uint32(d.Perm.Key) == s.GetDesc().GetKey() && uint64(d.Segsz) == s.GetSize() && d.Perm.Cuid == s.GetDesc().GetCuid() {
+			return nil
+		}
+		return errors.New("there is another with this id: remove it (ipcrm -m)")
+	}
+	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EIDRM) {
+		return err
+	}
+	if err := undo(fmt.Sprintf("remove SysV segment %d", id), func() error { return s.remove(id) }); err != nil {
+		return err
+	}
+	if err := os.WriteFile("/proc/sys/kernel/shm_next_id", strconv.AppendInt(nil, int64(id), 10), 0); err != nil {
+		return fmt.Errorf("choose its id: %w", err)
+	}
+	flags := unix.IPC_CREAT | unix.IPC_EXCL | int(s.GetDesc().GetMode()&permBits) | int(s.GetHugetlbFlag())
+	got, err := unix.SysvShmGet(int(int32(s.GetDesc().GetKey())), int(s.GetSize()), flags)
+	if err != nil {
+		return fmt.Errorf("make it: %w", err)
+	}
+	if got != id {
+		unix.SysvShmCtl(got, unix.IPC_RMID, nil)
+		return fmt.Errorf("the kernel gave the new one id %d", got)
+	}
+	s.made = true
+	if err := s.fill(src, id); err != nil {
+		return err
+	}
+	d.Perm.Uid, d.Perm.Gid, d.Perm.Mode = s.GetDesc().GetUid(), s.GetDesc().GetGid(), s.GetDesc().GetMode()&permBits
+	_, err = unix.SysvShmCtl(id, unix.IPC_SET, &d)
+	return err
+}
+
+func (s *sysvSegment) remove(id int) error {
+	if !s.made {
+		return nil
+	}
+	_, err := unix.SysvShmCtl(id, unix.IPC_RMID, nil)
+	return err
+}
+
+// fill writes the contents through the file behind an attachment of the tool's own.
+func (s *sysvSegment) fill(src image.Source, id int) error {
+	mem, err := unix.SysvShmAttach(id, 0, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.SysvShmDetach(mem)
+	start := uintptr(unsafe.Pointer(&mem[0]))
+	link := fmt.Sprintf("/proc/self/map_files/%x-%x", start, start+uintptr(s.mapped()))
+	f, err := os.OpenFile(link, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	i := &memfdInode{fd: int(f.Fd()), MemfdInodeEntry: &memfd.MemfdInodeEntry{
+		Size: proto.Uint64(s.mapped()), Shmid: proto.Uint32(uint32(id)), HugetlbFlag: s.HugetlbFlag,
+	}}
+	return i.fill(src)
+}
+
+// Finish marks those for removal that were so: they live as long as somebody has them attached.
+func (v *SysVs) Finish() error {
+	var errs []error
+	for id, s := range v.segments {
+		if s.made && s.GetDesc().GetMode()&shmDest != 0 {
+			errs = append(errs, s.remove(int(id)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// emitAttach attaches a segment as an area says.
+func emitAttach(b *remote.Builder, a *Area) {
+	var flags uint32
+	if a.OpenFlags&unix.O_ACCMODE == unix.O_RDONLY {
+		flags |= shmRdonly
+	}
+	if a.Prot&unix.PROT_EXEC != 0 {
+		flags |= shmExec
+	}
+	b.Call(unix.SYS_SHMAT, remote.Imm(a.Object), remote.Imm(a.Start), remote.Imm(flags)).Expect(a.Start)
+	mprotect(b, a)
+}
