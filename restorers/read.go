@@ -13,6 +13,7 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
 	remap_file_path "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
+	"golang.org/x/sync/errgroup"
 )
 
 // Read decodes a set: the tree, each task's state and the files. Only what contradicts itself within one image or
@@ -30,12 +31,12 @@ func Read(src image.Source) (*Set, error) {
 	if err := s.readTree(); err != nil {
 		return nil, err
 	}
+	var g errgroup.Group
+	g.SetLimit(runtime.GOMAXPROCS(0))
 	for _, t := range s.Tasks {
-		if err := s.readTask(t); err != nil {
-			return nil, err
-		}
+		g.Go(func() error { return s.readTask(t) })
 	}
-	return s, nil
+	return s, g.Wait()
 }
 
 func (s *Set) readFiles() error {

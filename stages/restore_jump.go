@@ -17,17 +17,11 @@ func (r *restorer) jump(s *pipeline.Stage, f *family) (*family, error) {
 	if err := r.scripts.Run(s.Context(), actions.PostRestore); err != nil {
 		return nil, err
 	}
-	if err := r.leaders(f, "late process state", restorers.ThreadEarly, restorers.TaskLate); err != nil {
-		return nil, err
-	}
 	live := f.alive()
 	if err := r.suspendSeccomp(live); err != nil {
 		return nil, err
 	}
-	if err := r.otherThreads(f, "thread state", restorers.ThreadEarly, restorers.ThreadLast); err != nil {
-		return nil, err
-	}
-	if err := r.leaders(f, "last process state", restorers.ThreadLast, restorers.TaskLast); err != nil {
+	if err := r.lateState(f, live); err != nil {
 		return nil, err
 	}
 	return f, r.tracer.Do(func() error {
@@ -49,6 +43,30 @@ func (r *restorer) jump(s *pipeline.Stage, f *family) (*family, error) {
 		}
 		return nil
 	})
+}
+
+// lateState restores what is left of the state of all threads. What takes privileges away from one thread leaves those of
+// the others alone, but what is the whole process's waits for the last of them.
+func (r *restorer) lateState(f *family, live []*member) error {
+	var one, several []*member
+	for _, m := range live {
+		if m.single() {
+			one = append(one, m)
+		} else {
+			several = append(several, m)
+		}
+	}
+	err := r.leaders(f, one, "state", restorers.TaskEarly, restorers.ThreadEarly, restorers.TaskLate, restorers.ThreadLast, restorers.TaskLast)
+	if err != nil {
+		return err
+	}
+	if err := r.leaders(f, several, "late process state", restorers.ThreadEarly, restorers.TaskLate); err != nil {
+		return err
+	}
+	if err := r.otherThreads(f, several, "thread state", restorers.ThreadEarly, restorers.ThreadLast); err != nil {
+		return err
+	}
+	return r.leaders(f, several, "last process state", restorers.ThreadLast, restorers.TaskLast)
 }
 
 // suspendSeccomp keeps the filters that are about to be installed from judging the calls that still come.

@@ -2,6 +2,7 @@ package stages
 
 import (
 	"fmt"
+	"runtime"
 
 	"cryo/arch"
 	"cryo/internal/image"
@@ -10,6 +11,7 @@ import (
 	"cryo/restorers"
 
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
+	"golang.org/x/sync/errgroup"
 )
 
 // restorePlan is everything that is decided before the first task exists.
@@ -60,13 +62,8 @@ func (r *restorer) plan(_ *pipeline.Stage, set *restorers.Set) (*restorePlan, er
 		return nil, err
 	}
 	opt.Memfds = p.memfds
-	for _, t := range set.Tasks {
-		if t.Dead() {
-			continue
-		}
-		if err := p.task(t); err != nil {
-			return nil, err
-		}
+	if err := p.tasks(); err != nil {
+		return nil, err
 	}
 	if p.sysv, err = restorers.NewSysVs(set, p.layouts); err != nil {
 		return nil, err
@@ -77,31 +74,55 @@ func (r *restorer) plan(_ *pipeline.Stage, set *restorers.Set) (*restorePlan, er
 	return p, p.room()
 }
 
-// task checks the state of one task and lays out its memory.
-func (p *restorePlan) task(t *restorers.Task) error {
-	if err := checkNamespaces(t, p.set.Inventory.GetRootIds()); err != nil {
+// tasks checks all tasks and lays out their memory.
+func (p *restorePlan) tasks() error {
+	layouts := make([]*restorers.Layout, len(p.set.Tasks))
+	var g errgroup.Group
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i, t := range p.set.Tasks {
+		if !t.Dead() {
+			g.Go(func() (err error) {
+				layouts[i], err = p.task(t)
+				return err
+			})
+		}
+	}
+	if err := g.Wait(); err != nil {
 		return err
+	}
+	for i, t := range p.set.Tasks {
+		if t.Dead() {
+			continue
+		}
+		p.layouts[p.tree.ByPID[t.PID]] = layouts[i]
+		if err := p.paths.CheckNamed(t, layouts[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// task checks the state of one task and lays out its memory.
+func (p *restorePlan) task(t *restorers.Task) (*restorers.Layout, error) {
+	if err := checkNamespaces(t, p.set.Inventory.GetRootIds()); err != nil {
+		return nil, err
 	}
 	for _, th := range t.Threads {
 		if err := restorers.CheckState(p.stateOf(t, th, nil)); err != nil {
-			return err
+			return nil, err
 		}
 		if _, err := arch.FromCore(th.Core); err != nil {
-			return fmt.Errorf("thread %d: %w", th.TID, err)
+			return nil, fmt.Errorf("thread %d: %w", th.TID, err)
 		}
 	}
 	if err := restorers.CheckMM(t.PID, t.MM); err != nil {
-		return err
+		return nil, err
 	}
 	l, err := restorers.PlanLayout(t)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := l.MarkPages(p.set.Source, t.PID); err != nil {
-		return err
-	}
-	p.layouts[p.tree.ByPID[t.PID]] = l
-	return p.paths.CheckNamed(t, l)
+	return l, l.MarkPages(p.set.Source, t.PID)
 }
 
 // stateOf is what the emitters of state need to know of a thread.

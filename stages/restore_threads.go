@@ -3,6 +3,7 @@ package stages
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"cryo/internal/remote"
 	"cryo/pipeline"
@@ -11,24 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// restoreThreads clones the threads of every task.
+// restoreThreads clones the threads of every task that has more than one.
 func (r *restorer) restoreThreads(s *pipeline.Stage, f *family) (*family, error) {
-	live := f.alive()
-	err := r.runAll(live, "process state", func(m *member, b *remote.Builder) error {
-		// Children that have ended here told us so; ignoring the signal for a moment throws that away.
-		ignore := b.Bytes(append([]byte{sigIgn}, make([]byte, 31)...)) // struct sigaction
-		b.Call(unix.SYS_RT_SIGACTION, remote.Imm(int(unix.SIGCHLD)), ignore, remote.Imm(0), remote.Imm(8)).Must().Discard()
-		restorers.EmitState(restorers.TaskEarly, f.stateOf(m.Task, m.Threads[0], b))
-		return nil
-	})
-	if err != nil {
+	live := slices.DeleteFunc(f.alive(), (*member).single)
+	if err := r.leaders(f, live, "process state", restorers.TaskEarly); err != nil {
 		return nil, err
 	}
-	err = r.tracer.Do(func() error {
+	err := r.tracer.Do(func() error {
 		for _, m := range live {
-			if len(m.Threads) == 1 {
-				continue
-			}
 			ids := make([][]int, 0, len(m.Threads)-1)
 			for _, th := range m.Threads[1:] {
 				ids = append(ids, []int{th.TID})
@@ -48,25 +39,37 @@ func (r *restorer) restoreThreads(s *pipeline.Stage, f *family) (*family, error)
 
 const sigIgn = 1 // SIG_IGN
 
-// leaders restores the state of some phases on the leader of every task.
-func (r *restorer) leaders(f *family, name string, phases ...restorers.Phase) error {
-	return r.runAll(f.alive(), name, func(m *member, b *remote.Builder) error {
+// single says whether the process has one thread. All its state is restored by one program then.
+func (m *member) single() bool { return len(m.Threads) == 1 }
+
+// leaders restores the state of some phases on the leaders of some tasks.
+func (r *restorer) leaders(f *family, some []*member, name string, phases ...restorers.Phase) error {
+	return r.runAll(some, name, func(m *member, b *remote.Builder) error {
 		e := f.stateOf(m.Task, m.Threads[0], b)
 		for _, p := range phases {
+			if p == restorers.TaskEarly {
+				forgetChildren(b)
+			}
 			restorers.EmitState(p, e)
 		}
 		return nil
 	})
 }
 
-// otherThreads restores the state of some phases on all threads but the leaders. Those of one task run at the same time,
+// forgetChildren throws away what children that have ended here have told: ignoring the signal for a moment does it.
+func forgetChildren(b *remote.Builder) {
+	ignore := b.Bytes(append([]byte{sigIgn}, make([]byte, 31)...)) // struct sigaction
+	b.Call(unix.SYS_RT_SIGACTION, remote.Imm(int(unix.SIGCHLD)), ignore, remote.Imm(0), remote.Imm(8)).Must().Discard()
+}
+
+// otherThreads restores the state of some phases on all threads of some tasks but the leaders. Those of one task run at the same time,
 // as many as it has room for programs.
-func (r *restorer) otherThreads(f *family, name string, phases ...restorers.Phase) error {
+func (r *restorer) otherThreads(f *family, some []*member, name string, phases ...restorers.Phase) error {
 	return r.tracer.Do(func() error {
-		for _, m := range f.alive() {
+		for _, m := range some {
 			for at := 0; at < len(m.threads); at += restoreSlots - 1 {
-				some := m.threads[at:min(at+restoreSlots-1, len(m.threads))]
-				err := runThreads(m.session, some, func(i int) *remote.Program {
+				batch := m.threads[at:min(at+restoreSlots-1, len(m.threads))]
+				err := runThreads(m.session, batch, func(i int) *remote.Program {
 					b := remote.NewBuilder(name)
 					e := f.stateOf(m.Task, m.Threads[1+at+i], b)
 					for _, p := range phases {

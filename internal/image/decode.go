@@ -27,7 +27,7 @@ type Decoder struct {
 
 // NewDecoder starts reading an image of type t from r and checks its magic numbers. file is for errors.
 func NewDecoder(r io.Reader, file string, t *Type) (*Decoder, error) {
-	d := &Decoder{file: file, typ: t, r: bufio.NewReaderSize(r, 32<<10)}
+	d := &Decoder{file: file, typ: t, r: bufio.NewReaderSize(r, bufferFor(r))}
 	for _, want := range t.leading() {
 		got, err := d.u32()
 		if err != nil {
@@ -38,6 +38,15 @@ func NewDecoder(r io.Reader, file string, t *Type) (*Decoder, error) {
 		}
 	}
 	return d, nil
+}
+
+// bufferFor is how much to read at a time: no more than a file has.
+func bufferFor(r io.Reader) int {
+	const most = 32 << 10
+	if f, ok := r.(interface{ Size() int64 }); ok && f.Size() < most {
+		return int(max(f.Size()+1, 512))
+	}
+	return most
 }
 
 // DetectDecoder starts reading an image of whatever type its magic number says. Images of format v1.0, which
