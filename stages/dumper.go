@@ -13,7 +13,9 @@ import (
 	"cryo/internal/objid"
 	"cryo/internal/options"
 	"cryo/internal/ptrace"
+	"cryo/internal/remote"
 	"cryo/internal/stats"
+	"cryo/internal/vma"
 	"cryo/pipeline"
 	"cryo/sinks"
 
@@ -46,6 +48,10 @@ type dumper struct {
 
 	rootIDs *criu_core.TaskKobjIdsEntry
 	cgroups *collectors.Cgroups
+
+	thawing  *pipeline.UndoStep // lets the tree go
+	ejecting *pipeline.UndoStep // takes the engine out of it
+	gone     bool               // both have been done
 
 	frozen     func() // ends the measured time of the stop
 	postFailed error  // of the post-dump action
@@ -102,6 +108,13 @@ func (d *dumper) close() {
 func (d *dumper) pushUndo(name string, back func(context.Context) error, records ...pipeline.UndoRecord) error {
 	_, err := d.undo.Push(name, 0, back, records...)
 	return err
+}
+
+// warm does before the freeze what is done only once in a process: what it costs, the tree does not stand still for.
+func (d *dumper) warm() {
+	go image.Warm()
+	vma.Warm()
+	remote.FindEscape(d.o.Tree)
 }
 
 // vpid translates a pid to the tree's namespace.

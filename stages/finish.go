@@ -31,6 +31,33 @@ func (d *dumper) ownSet() error {
 	return d.pushUndo("remove the set", remove, removeSet{Dir: d.images, Since: d.began.Add(-clockLag).UnixNano()})
 }
 
+// letGo stores what memory tasks share and emits the tasks. After that nothing more is asked of them: a tree that is to
+// run on anyway is let go here, and the images are written beside it. Not so if a script has to see it stand still.
+func (d *dumper) letGo(s *pipeline.Stage, tasks []*collectors.Task, emit func(*collectors.Task) error) error {
+	if err := d.memory.shared(s); err != nil {
+		return err
+	}
+	// What is found only while memory is read refuses the dump here.
+	if err := d.env.Obstacles.Err(); err != nil {
+		return err
+	}
+	if d.o.Final == options.LeaveRunning && d.scripts.Scripts == nil && d.scripts.Notify == nil && d.freezer.group == nil {
+		for _, step := range []*pipeline.UndoStep{d.ejecting, d.thawing} {
+			if err := step.Run(s.Context()); err != nil {
+				return err
+			}
+		}
+		d.gone = true
+		d.frozen()
+	}
+	for _, t := range tasks {
+		if err := emit(t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // commit makes the set valid. The tree still stands still and can go on.
 func (d *dumper) commit(s *pipeline.Stage, v valid) (valid, error) {
 	if err := d.sink.Commit(v.inv); err != nil {
@@ -43,6 +70,9 @@ func (d *dumper) commit(s *pipeline.Stage, v valid) (valid, error) {
 // finish is past the point of no return: it ends the tree, or lets it go. What is left to do is given to the guardian
 // first, so that it is done even if the tool is killed here.
 func (d *dumper) finish(_ *pipeline.Stage, v valid) error {
+	if d.gone {
+		return d.undo.Commit()
+	}
 	defer d.frozen()
 	final := d.o.Final
 	if d.postFailed != nil {

@@ -29,10 +29,12 @@ type freezer struct {
 	root     *collectors.Task
 	tasks    map[int]*collectors.Task // by pid
 	stopped  map[int]bool             // threads, false: interrupted, not yet stopped
+	settled  map[*collectors.Task]bool
 }
 
 func newFreezer(timeout time.Duration) *freezer {
-	return &freezer{deadline: time.Now().Add(timeout), tasks: map[int]*collectors.Task{}, stopped: map[int]bool{}}
+	return &freezer{deadline: time.Now().Add(timeout), tasks: map[int]*collectors.Task{}, stopped: map[int]bool{},
+		settled: map[*collectors.Task]bool{}}
 }
 
 // freeze stops the tree below and including pid.
@@ -118,9 +120,14 @@ func gone(err error) error {
 	return err
 }
 
-// list walks the tree and interrupts every thread that is not known yet.
+// manyThreads is from how many threads on a task's children are listed only when it stands still: each thread has a list
+// of its own.
+const manyThreads = 16
+
+// list walks the tree and interrupts every thread that is not known yet. A task that stands still with all its threads
+// can make neither threads nor children; without children none can be given to it either. It is not looked at again.
 func (f *freezer) list(t *collectors.Task) error {
-	if t.State == collectors.Dead {
+	if t.State == collectors.Dead || f.settled[t] {
 		return nil
 	}
 	tids, err := t.Proc.Threads()
@@ -130,10 +137,15 @@ func (f *freezer) list(t *collectors.Task) error {
 	if err != nil {
 		return err
 	}
+	still := true
 	for _, tid := range tids {
+		still = still && f.stopped[tid]
 		if err := f.interrupt(t, tid); err != nil {
 			return err
 		}
+	}
+	if !still && len(tids) >= manyThreads {
+		return nil
 	}
 	children, err := t.Proc.Children(tids)
 	if err = gone(err); errors.Is(err, fs.ErrNotExist) {
@@ -142,6 +154,12 @@ func (f *freezer) list(t *collectors.Task) error {
 	if err != nil {
 		return err
 	}
+	f.settled[t] = still && len(children) == 0
+	return f.descend(t, children)
+}
+
+// descend lists the children of a task.
+func (f *freezer) descend(t *collectors.Task, children []int) (err error) {
 	for _, pid := range children {
 		child := f.tasks[pid]
 		if child == nil {
@@ -259,6 +277,9 @@ func (f *freezer) awaitTask(ctx context.Context, t *collectors.Task) (waited boo
 // vforkPatience is after what time a thread that does not stop is suspected to wait for a vfork child.
 const vforkPatience = 2 * time.Millisecond
 
+// quickPolls is how often a thread is looked at before the first sleep.
+const quickPolls = 200
+
 // await waits for one thread. Signals that are delivered before the stop are handed on.
 func (f *freezer) await(ctx context.Context, t *collectors.Task, tid int) (ptrace.Status, error) {
 	released := map[int]bool{}
@@ -268,7 +289,7 @@ func (f *freezer) await(ctx context.Context, t *collectors.Task, tid int) (ptrac
 		}
 	}()
 	pause := 20 * time.Microsecond
-	for {
+	for polls := 0; ; polls++ {
 		status, ok, err := ptrace.Poll(tid)
 		if errors.Is(err, unix.ECHILD) {
 			return status, unix.ESRCH
@@ -288,6 +309,9 @@ func (f *freezer) await(ctx context.Context, t *collectors.Task, tid int) (ptrac
 		}
 		if time.Now().After(f.deadline) {
 			return status, fmt.Errorf("thread %d does not stop (it may be in uninterruptible sleep): try again later, or give more time with --timeout", tid)
+		}
+		if polls < quickPolls { // most stop within microseconds, and a sleep is longer than it says
+			continue
 		}
 		time.Sleep(pause)
 		if pause = 2 * pause; pause > vforkPatience {
@@ -318,6 +342,7 @@ func (f *freezer) releaseVfork(t *collectors.Task, released map[int]bool) {
 			}
 			if ptrace.Cont(th.Tid, 0) == nil {
 				f.stopped[th.Tid] = false
+				delete(f.settled, child)
 				released[th.Tid] = true
 			}
 		}

@@ -17,8 +17,9 @@ var errDryRun = errors.New("dry run")
 // parasiteState asks all tasks about themselves and emits them. It is where a dump that cannot be done is refused, with
 // everything that stands in its way, before memory is stored.
 func (d *dumper) parasiteState(s *pipeline.Stage, tasks []*collectors.Task, emit func(*collectors.Task) error) error {
-	records := evictions(tasks)
-	if err := d.pushUndo("take the parasites out", d.ejectAll(tasks), records...); err != nil {
+	var err error
+	d.ejecting, err = d.undo.Push("take the parasites out", 0, d.ejectAll(tasks), evictions(tasks)...)
+	if err != nil {
 		return err
 	}
 	if err := d.tracer.Do(func() error { return d.ask(tasks) }); err != nil {

@@ -20,16 +20,18 @@ func (d *dumper) seize(s *pipeline.Stage, emit func(*Tree) error) error {
 	if err := d.openGroup(); err != nil {
 		return err
 	}
-	if err := d.pushUndo("let the tree go", d.thaw); err != nil {
+	if err := d.ownSet(); err != nil {
 		return err
 	}
-	if err := d.ownSet(); err != nil {
+	d.warm()
+	var err error
+	if d.thawing, err = d.undo.Push("let the tree go", 0, d.thaw); err != nil {
 		return err
 	}
 	freezing := d.stats.Freezing.Start()
 	d.frozen = d.stats.Frozen.Start()
 	var root *collectors.Task
-	err := d.tracer.Do(func() (err error) {
+	err = d.tracer.Do(func() (err error) {
 		root, err = d.freezer.freeze(s.Context(), d.o.Tree)
 		return err
 	})

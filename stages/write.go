@@ -59,13 +59,6 @@ func zombieCore(t *collectors.Task) *criu_core.CoreEntry {
 // writeImages writes the images of the whole tree and returns the inventory.
 func (d *dumper) writeImages(s *pipeline.Stage, tasks []*collectors.Task, shared *Shared) (valid, error) {
 	set := d.env.Images
-	if err := d.memory.shared(s); err != nil {
-		return valid{}, err
-	}
-	// What is found only while memory is read refuses the dump here.
-	if err := d.env.Obstacles.Err(); err != nil {
-		return valid{}, err
-	}
 	if err := writePstree(set, tasks); err != nil {
 		return valid{}, err
 	}

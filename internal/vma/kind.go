@@ -141,3 +141,10 @@ func memfdDev(flags int) uint64 {
 	}
 	return st.Dev
 }
+
+// Warm finds out what is asked only once in a process, so that no task stands still for it.
+func Warm() {
+	shmemDev()
+	hugetlbDevs()
+	gateArea()
+}
