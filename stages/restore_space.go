@@ -167,7 +167,9 @@ func (f *family) emitMap(m *member, b *remote.Builder) error {
 			o.EmitView(b, m.Node, a, "")
 		}
 	}
-	b.Call(unix.SYS_CLOSE_RANGE, remote.Imm(0), remote.Imm(^uint32(0)), remote.Imm(0)).Must().Discard()
+	if len(opened) > 0 { // else the program may be empty, as those of forked tasks mostly are
+		b.Call(unix.SYS_CLOSE_RANGE, remote.Imm(0), remote.Imm(^uint32(0)), remote.Imm(0)).Must().Discard()
+	}
 	return nil
 }
 
