@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"sync"
 
 	"cryo/internal/image"
 
@@ -149,7 +150,14 @@ type pagesFile struct {
 	*image.Pages
 	window []byte
 	at     int64 // offset of the window in the file
+	copied bool  // the window is a copy, not a mapping
 }
+
+// smallPages is the size up to which a file is read and not mapped: taking a mapping back interrupts all processors the
+// tool runs on, which costs more than the copy.
+const smallPages = 256 << 10
+
+var smallBuffers = sync.Pool{New: func() any { b := make([]byte, smallPages); return &b }}
 
 // windowSize is a compromise between system calls and memory.
 const windowSize = 8 << 20
@@ -166,6 +174,12 @@ func openPagesFile(src image.Source, id uint32) (*pagesFile, error) {
 func (f *pagesFile) bytes(off int64, n uint64) ([]byte, error) {
 	if f.window == nil || off < f.at || off >= f.at+int64(len(f.window)) {
 		f.unmap()
+		if f.Size <= smallPages {
+			if err := f.read(); err != nil {
+				return nil, err
+			}
+			return f.bytes(off, n)
+		}
 		start := off &^ (windowSize - 1)
 		w, err := unix.Mmap(int(f.Fd()), start, int(min(windowSize, f.Size-start)), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
 		if err != nil {
@@ -177,11 +191,27 @@ func (f *pagesFile) bytes(off int64, n uint64) ([]byte, error) {
 	return b[:min(uint64(len(b)), n)], nil
 }
 
-func (f *pagesFile) unmap() {
-	if f.window != nil {
-		unix.Munmap(f.window)
-		f.window = nil
+// read makes a copy of the whole file the window.
+func (f *pagesFile) read() error {
+	b := *smallBuffers.Get().(*[]byte)
+	f.window, f.at, f.copied = b[:f.Size], 0, true
+	if _, err := f.ReadAt(f.window, 0); err != nil {
+		return fmt.Errorf("read %s: %w", f.Name(), err)
 	}
+	return nil
+}
+
+func (f *pagesFile) unmap() {
+	if f.window == nil {
+		return
+	}
+	if f.copied {
+		b := f.window[:cap(f.window)]
+		smallBuffers.Put(&b)
+	} else {
+		unix.Munmap(f.window)
+	}
+	f.window = nil
 }
 
 // Close closes the file.
