@@ -89,10 +89,12 @@ func (n *Namespaces) Identify(env *Env, t *Task) error {
 			return err
 		}
 		*o.id = id
-		if o.typ == objid.FilesT && !fresh {
+		switch {
+		case o.typ == objid.VM && !fresh:
+			env.Obstacles.Add(Obstacle{Pid: t.Pid, What: "shares its memory with another task (vfork, or clone with CLONE_VM), which the image format cannot hold"})
+		case o.typ == objid.FilesT && !fresh:
 			t.SharesFiles = n.tables[id]
-		}
-		if o.typ == objid.FilesT && fresh {
+		case o.typ == objid.FilesT:
 			n.tables[id] = t
 		}
 	}
@@ -108,7 +110,30 @@ func (n *Namespaces) Identify(env *Env, t *Task) error {
 			env.Obstacles.Add(Obstacle{Pid: t.Pid, What: "is in a " + ns.name + " namespace of its own, which cannot be dumped yet"})
 		}
 	}
+	if err := refuseUnshared(env, t); err != nil {
+		return err
+	}
 	return refuseNestedTime(env, t)
+}
+
+// refuseUnshared notes threads that do not share what the images say all threads of a task share.
+func refuseUnshared(env *Env, t *Task) error {
+	for _, th := range t.Threads[1:] {
+		for _, o := range []struct {
+			typ  objid.Type
+			what string
+		}{{objid.FilesT, "descriptors"}, {objid.FS, "working directory, root and umask"}} {
+			same, err := objid.Same(o.typ, objid.Ref{Pid: t.Pid}, objid.Ref{Pid: th.Tid})
+			if err != nil {
+				return err
+			}
+			if !same {
+				env.Obstacles.Add(Obstacle{Pid: t.Pid, Where: fmt.Sprintf("thread %d", th.Tid),
+					What: o.what + " of its own (unshare), which the image format cannot hold"})
+			}
+		}
+	}
+	return nil
 }
 
 // refuseNestedTime notes a task whose children would get another time namespace than it is in (Linux 5.6).

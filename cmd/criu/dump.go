@@ -15,7 +15,7 @@ import (
 func dump(ctx context.Context, o *options.Options) error {
 	err := stages.Dump(ctx, o)
 	var refused *collectors.ObstacleError
-	if errors.As(err, &refused) && len(refused.List) > 1 {
+	if errors.As(err, &refused) && len(refused.List) > 1 && o.LogFile != "" { // else the log has shown them
 		for _, obstacle := range refused.List {
 			fmt.Fprintf(os.Stderr, "criu: %v\n", obstacle)
 		}
