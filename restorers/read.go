@@ -14,6 +14,7 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
 	remap_file_path "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // Read decodes a set: the tree, each task's state and the files. Only what contradicts itself within one image or
@@ -52,6 +53,9 @@ func (s *Set) readFiles() error {
 		if s.Files[e.GetId()] != nil {
 			return image.Errorf(file, n, "id %d is there twice", e.GetId())
 		}
+		if err := checkFile(e); err != nil {
+			return image.Errorf(file, n, "id %d: %w", e.GetId(), err)
+		}
 		s.Files[e.GetId()] = e
 		n++
 	}
@@ -73,6 +77,26 @@ func (s *Set) readFiles() error {
 		s.Seccomp = append(s.Seccomp, e.GetSeccompFilters()...)
 	}
 	return nil
+}
+
+// checkFile checks that an entry is about one file: with one message, and the same id in it.
+func checkFile(e *fdinfo.FileEntry) (err error) {
+	messages := 0
+	e.ProtoReflect().Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		if f.Kind() != protoreflect.MessageKind {
+			return true
+		}
+		messages++
+		m := v.Message()
+		if id := m.Descriptor().Fields().ByName("id"); id != nil && m.Get(id).Uint() != uint64(e.GetId()) {
+			err = fmt.Errorf("%s.id is %d", f.Name(), m.Get(id).Uint())
+		}
+		return true
+	})
+	if err == nil && messages > 1 {
+		err = fmt.Errorf("there are %d descriptions of it", messages)
+	}
+	return err
 }
 
 // maxPID is the largest pid a kernel gives out.
