@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"slices"
 
+	"cryo/arch"
 	"cryo/internal/image"
 	"cryo/internal/vma"
 
@@ -78,6 +79,9 @@ type Layout struct {
 	Areas   []*Area // ascending, no two overlap
 	Special []*Area // vdso and its data
 	Guards  []*Area // ranges with MADV_GUARD_INSTALL inside of Areas
+
+	OldVDSO Range        // the vdso of another kernel among Areas, see VDSO
+	Patches []arch.Patch // what leads from it to this kernel's, at addresses of the task
 }
 
 // PlanLayout reads and checks the mappings of t.

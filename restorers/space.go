@@ -109,7 +109,7 @@ func matchSpecial(have, want []*Area) ([]*Area, error) {
 			}
 		}
 		if n != len(pieces) {
-			return nil, fmt.Errorf("%s of the vdso is laid out otherwise than by this kernel: trampolines are not built yet", pieces[0])
+			return nil, fmt.Errorf("%s of the vdso is laid out otherwise than by this kernel", pieces[0])
 		}
 	}
 	return cut, nil

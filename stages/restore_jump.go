@@ -35,6 +35,11 @@ func (r *restorer) jump(s *pipeline.Stage, f *family) (*family, error) {
 			}
 		}
 		for _, m := range live {
+			for _, patch := range f.layouts[m.Node].Patches {
+				if err := ptrace.PokeMemory(m.PID(), patch.Offset, patch.Bytes); err != nil {
+					return fmt.Errorf("%s: lead the old vdso into the new one: %w", m.Node, err)
+				}
+			}
 			for i, th := range m.allThreads() {
 				if err := setRegisters(th, m.Threads[i]); err != nil {
 					return fmt.Errorf("%s, thread %d: %w", m.Node, m.Threads[i].TID, err)

@@ -2,6 +2,7 @@ package stages
 
 import (
 	"fmt"
+	"os"
 	"runtime"
 
 	"cryo/arch"
@@ -172,14 +173,30 @@ func (p *restorePlan) room() error {
 	for _, l := range p.layouts {
 		all = append(all, l.Areas, l.Special)
 	}
+	kernel, err := kernelAreas(os.Getpid())
+	if err != nil {
+		return err
+	}
+	vdso, err := restorers.PlanVDSO(p.set.Source, p.tree, p.layouts, kernel)
+	if err != nil {
+		return err
+	}
 	engine := remote.HoleSize(restoreSlots, restoreSlotSize)
-	size := engine + parkSize
+	size := engine + parkSize + vdso.Size()
 	at, err := restorers.FindHole(all, size)
 	if err != nil {
 		return err
 	}
 	p.hole = remote.Area{Start: at, Size: engine}
 	p.park = restorers.Park{At: at + engine, Size: parkSize}
+	for n, l := range p.layouts {
+		if err := vdso.Move(l, at+engine+parkSize); err != nil {
+			return fmt.Errorf("%s: %w", n, err)
+		}
+		if err := checkOutsideVDSO(n, l); err != nil {
+			return err
+		}
+	}
 	owner := map[*restorers.Node]*restorers.Node{} // whose memory a node has when it forks
 	for _, n := range p.tree.Nodes {
 		base := owner[n.Forker]
@@ -191,6 +208,20 @@ func (p *restorePlan) room() error {
 	}
 	p.shmem, err = restorers.PlanShmem(p.tree, p.layouts, restorers.Range{Start: at, End: at + size})
 	return err
+}
+
+// checkOutsideVDSO refuses a thread that was dumped in the middle of a function of another kernel's vdso.
+func checkOutsideVDSO(n *restorers.Node, l *restorers.Layout) error {
+	for _, th := range n.Threads {
+		s, err := arch.FromCore(th.Core)
+		if err != nil {
+			return err
+		}
+		if pc := s.Regs.PC(); pc >= l.OldVDSO.Start && pc < l.OldVDSO.End {
+			return fmt.Errorf("%s: thread %d was in a function of the vdso of another kernel, which cannot go on here: dump it again", n, th.TID)
+		}
+	}
+	return nil
 }
 
 // pagesOf is the page map of a node's memory.

@@ -37,6 +37,7 @@ var workloads = []struct {
 	{name: "memory"},
 	{name: "mapkinds"},
 	{name: "sysv", peerFails: "criu keeps SysV memory only of an IPC namespace it dumps whole"},
+	{name: "clock"},
 	{name: "ring", args: []string{"20"}},
 }
 
