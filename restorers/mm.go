@@ -190,14 +190,15 @@ type Kept struct {
 	Had   uint32 // its protection as inherited
 }
 
-// Diff finds out how to get from the areas a task inherits to those it is to have.
+// Diff finds out how to get from the areas a task inherits to those it is to have. Shared memory is kept whole or mapped
+// anew: pieces that came by different open files never become one mapping again.
 func Diff(have, want []*Area) *Change {
 	c := &Change{}
 	for _, a := range want {
 		at := a.Start
 		for i := find(have, at); i < len(have) && have[i].Start < a.End; i++ {
 			h := have[i]
-			if !a.inherits(h) {
+			if !a.inherits(h) || !a.Private() && (h.Start > a.Start || h.End < a.End) {
 				continue
 			}
 			start, end := max(a.Start, h.Start), min(a.End, h.End)
