@@ -78,11 +78,45 @@ func TestPrograms(t *testing.T) {
 				target.Restore(tools.Criu, images)
 			}
 			images := t.TempDir()
-			target.Dump(tools.Criu, images, "--leave-running")
+			keep, rollBack := target.keepFiles()
+			target.Dump(tools.Criu, images, "--leave-running", "--action-script", keep)
 			target.Kill()
+			rollBack()
 			target.Restore(tools.Criu, images)
 			target.Go()
 		})
+	}
+}
+
+// keepFiles returns an action script that copies the target's files while it
+// stands still, and a function that puts them back as they were: a program
+// that runs on after its dump writes to them, and a roll-back needs both.
+func (target *Target) keepFiles() (script string, rollBack func()) {
+	target.t.Helper()
+	dir := target.t.TempDir()
+	script = filepath.Join(dir, "keep")
+	text := "#!/bin/sh\n[ $CRTOOLS_SCRIPT_ACTION != post-dump ] || cp -a '" + target.Dir + "' '" + filepath.Join(dir, "kept") + "'\n"
+	if err := os.WriteFile(script, []byte(text), 0o700); err != nil {
+		target.t.Fatal(err)
+	}
+	return script, func() {
+		target.t.Helper()
+		kept, err := os.ReadDir(filepath.Join(dir, "kept"))
+		if err != nil {
+			target.t.Fatal(err)
+		}
+		for _, e := range kept {
+			if !e.Type().IsRegular() {
+				continue
+			}
+			b, err := os.ReadFile(filepath.Join(dir, "kept", e.Name()))
+			if err == nil {
+				err = os.WriteFile(filepath.Join(target.Dir, e.Name()), b, 0o600) // the same inode, if it is still there
+			}
+			if err != nil {
+				target.t.Fatal(err)
+			}
+		}
 	}
 }
 
