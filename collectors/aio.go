@@ -1,6 +1,7 @@
 package collectors
 
 import (
+	"slices"
 	"syscall"
 
 	"cryo/internal/remote"
@@ -29,15 +30,15 @@ func aioRing(m *vma.Mapping) *mm.AioRingEntry {
 // askRings finds out which rings belong to contexts of this very task: one that was forked off has its parent's rings
 // mapped, but no contexts. They are memory like any other to it and must not become contexts by a restore.
 func (m *Memory) askRings(t *Task, programs *SelfWriting) error {
+	if programs == nil || t.Session == nil || !slices.Contains(m.kinds, vma.AIORing) {
+		return nil
+	}
 	b := remote.NewBuilder("AIO contexts")
 	asked := map[int]remote.Op{}
 	for i, kind := range m.kinds {
 		if kind == vma.AIORing {
 			asked[i] = b.Call(unix.SYS_IO_GETEVENTS, remote.Imm(m.maps[i].Start), remote.Imm(0), remote.Imm(0), remote.Imm(0), remote.Imm(0))
 		}
-	}
-	if len(asked) == 0 || programs == nil || t.Session == nil {
-		return nil
 	}
 	res, err := programs.run(t, b.Program())
 	if err != nil {

@@ -51,7 +51,9 @@ func ReadMemory(t *Task) (*Memory, error) {
 	for i := range maps {
 		m.kinds[i] = maps[i].Kind()
 		m.entries[i] = maps[i].Entry(0)
-		if maps[i].HasFile() {
+		if sameFile(maps, i) {
+			m.entries[i].Fdflags = m.entries[i-1].Fdflags
+		} else if maps[i].HasFile() {
 			if err := m.openMode(t, i); err != nil {
 				return nil, err
 			}
@@ -64,6 +66,15 @@ func ReadMemory(t *Task) (*Memory, error) {
 	}
 	go m.flags()
 	return m, nil
+}
+
+// sameFile says whether mapping i is one more private segment of the file before, as those of a program and its libraries
+// are: how that was opened makes no difference to it.
+func sameFile(maps []vma.Mapping, i int) bool {
+	if i == 0 || !maps[i].HasFile() || maps[i].Shared || maps[i-1].Shared {
+		return false
+	}
+	return maps[i].Dev == maps[i-1].Dev && maps[i].Inode == maps[i-1].Inode && maps[i].Name == maps[i-1].Name
 }
 
 // openMode notes with what rights the mapped file was open: the modes of the link in map_files are the file's.

@@ -40,17 +40,10 @@ func (m *Memory) DumpPages(ctx context.Context, t *Task, dst PageDest, stats *Me
 		return err
 	}
 	defer pm.Close()
-	src, err := pagecopy.NewTask(t.Pid)
-	if err != nil {
-		return err
-	}
+	src := pagecopy.NewTask(t.Pid)
 	defer src.Close()
-	writer, err := self.writer(src, t)
-	if err != nil {
-		return err
-	}
 	copier := pagecopy.New(ctx, src, dst, pagecopy.Workers(), &stats.Private)
-	if writer != nil {
+	if writer := self.writer(src, t); writer != nil {
 		copier.LetSourceWrite(writer)
 	}
 	defer func() {

@@ -25,9 +25,10 @@ import (
 // back into force when the tool dies: where any of these matters the tool does all the reading and writing.
 type selfWriter struct {
 	*pagecopy.Task
-	task *Task
-	by   *SelfWriting
-	mu   sync.Mutex
+	task  *Task
+	by    *SelfWriting
+	mu    sync.Mutex
+	ready func() bool
 }
 
 // SelfWriting is what lets tasks write their own pages, one at a time: there is one thread that traces them.
@@ -41,24 +42,34 @@ func NewSelfWriting(trace func(func() error) error) *SelfWriting {
 	return &SelfWriting{trace, make(chan struct{}, 1)}
 }
 
-// writer returns nil if the task may or should not write by itself.
-func (by *SelfWriting) writer(src *pagecopy.Task, t *Task) (*selfWriter, error) {
-	if by == nil || t.Session == nil || !t.Session.CrashSafe() || t.Status == nil || t.Status.Seccomp != 0 {
-		return nil, nil
+// writer returns nil if the task cannot write by itself. Whether it may is found out when there is much to write.
+func (by *SelfWriting) writer(src *pagecopy.Task, t *Task) *selfWriter {
+	if by == nil || t.Session == nil {
+		return nil
+	}
+	w := &selfWriter{Task: src, task: t, by: by}
+	w.ready = sync.OnceValue(func() bool { return mayWrite(t) })
+	return w
+}
+
+// Ready says whether the task may write by itself.
+func (w *selfWriter) Ready() bool { return w.ready() }
+
+// mayWrite says whether nothing of the task stands against its writing a file. What cannot be found out does.
+func mayWrite(t *Task) bool {
+	if !t.Session.CrashSafe() || t.Status == nil || t.Status.Seccomp != 0 {
+		return false
 	}
 	limits, err := t.Proc.Limits()
 	if err != nil || limits[unix.RLIMIT_FSIZE].Cur != procfs.Infinity {
-		return nil, err
+		return false
 	}
 	same, err := seesSameProc(t)
 	if err != nil || !same {
-		return nil, err
+		return false
 	}
 	free, err := cgroupUnlimited(t)
-	if err != nil || !free {
-		return nil, err
-	}
-	return &selfWriter{Task: src, task: t, by: by}, nil
+	return err == nil && free
 }
 
 // seesSameProc says whether /proc/PID means the same to the task and to the tool.

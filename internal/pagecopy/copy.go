@@ -74,12 +74,14 @@ type Copier struct {
 	self  Self     // nil: workers read everything
 	stats *Stats
 
-	group *errgroup.Group
-	ctx   context.Context
-	work  chan *batch
-	free  chan *batch
-	cur   *batch
-	last  chan struct{} // closed when the batch before has its place
+	group   *errgroup.Group
+	ctx     context.Context
+	workers int // to be hired with the second batch
+	first   *batch
+	work    chan *batch
+	free    chan *batch
+	cur     *batch
+	last    chan struct{} // closed when the batch before has its place
 }
 
 // batches keeps batches between copiers: a tree has many small tasks.
@@ -108,9 +110,7 @@ func New(ctx context.Context, src Source, dst Dest, workers int, stats *Stats) *
 	for range cap(c.free) {
 		c.free <- batches.Get().(*batch)
 	}
-	for range workers {
-		c.group.Go(c.run)
-	}
+	c.workers = workers
 	c.last = make(chan struct{})
 	close(c.last)
 	return c
@@ -166,6 +166,18 @@ func (c *Copier) send() error {
 	c.cur = nil
 	b.before, b.placed = c.last, make(chan struct{})
 	c.last = b.placed
+	if c.workers > 0 {
+		if c.first == nil {
+			c.first = b // if it remains the only one, it is not worth any worker
+			return nil
+		}
+		for range c.workers {
+			c.group.Go(c.run)
+		}
+		c.workers = 0
+		c.work <- c.first
+		c.first = nil
+	}
 	select {
 	case c.work <- b:
 		return nil
@@ -189,6 +201,9 @@ func (c *Copier) Close() error {
 		err = c.send()
 	}
 	close(c.work)
+	if c.first != nil && err == nil {
+		err = c.do(c.first)
+	}
 	if werr := c.group.Wait(); werr != nil {
 		return werr
 	}
@@ -205,18 +220,29 @@ func (c *Copier) run() error {
 			if !ok {
 				return nil
 			}
-			move := c.move
-			if b.self {
-				move = c.moveSelf
-			}
-			if err := move(b); err != nil {
+			if err := c.do(b); err != nil {
 				return err
 			}
-			c.free <- b
 		case <-c.ctx.Done():
 			return context.Cause(c.ctx)
 		}
 	}
+}
+
+// do does a batch and gives it back.
+func (c *Copier) do(b *batch) error {
+	move := c.move
+	if b.self {
+		move = c.moveSelf
+	}
+	if err := context.Cause(c.ctx); err != nil {
+		return err
+	}
+	if err := move(b); err != nil {
+		return err
+	}
+	c.free <- b
+	return nil
 }
 
 // move reads a batch, announces what of it is stored, and writes that.

@@ -147,10 +147,7 @@ func TestCopyTask(t *testing.T) {
 				if direct {
 					dst.f = tempFile(t, t.TempDir())
 				}
-				src, err := NewTask(pid)
-				if err != nil {
-					t.Fatal(err)
-				}
+				src := NewTask(pid)
 				defer src.Close()
 				var stats Stats
 				c := New(context.Background(), src, dst, 2, &stats)
@@ -229,10 +226,7 @@ func TestCopyFile(t *testing.T) {
 
 func TestCopyFails(t *testing.T) {
 	pid, addr := startTarget(t, "dirty", 16*pageSize)
-	src, err := NewTask(pid)
-	if err != nil {
-		t.Fatal(err)
-	}
+	src := NewTask(pid)
 	defer src.Close()
 	t.Run("unmapped", func(t *testing.T) {
 		c := New(context.Background(), src, &memDest{}, 2, new(Stats))
@@ -288,10 +282,7 @@ func BenchmarkCopyTask(b *testing.B) {
 					f.Close()
 					f = tempFile(b, "/dev/shm")
 					t0 = time.Now()
-					src, err := NewTask(pid)
-					if err != nil {
-						b.Fatal(err)
-					}
+					src := NewTask(pid)
 					c := New(context.Background(), src, &memDest{f: f}, workers, new(Stats))
 					c.Put(Range{Addr: addr, Len: size})
 					if err := c.Close(); err != nil {

@@ -9,6 +9,8 @@ import (
 // Self is a source that can write its pages into a file by itself, which moves them once and takes half the processor
 // time of reading and writing.
 type Self interface {
+	// Ready says whether it can and may. It is asked when there is enough to write to be worth it.
+	Ready() bool
 	// Dense says whether it is worth while to write the range without looking at every page: few of its pages, if
 	// any, are zero.
 	Dense(addr, n uint64) bool
@@ -31,7 +33,7 @@ func (c *Copier) LetSourceWrite(s Self) {
 
 // cut decides who writes the beginning of r, and how long that is.
 func (c *Copier) cut(r Range) (n uint64, self bool) {
-	if c.self == nil || r.Force || r.Len < selfWindow {
+	if c.self == nil || r.Force || r.Len < selfWindow || !c.self.Ready() {
 		return r.Len, false
 	}
 	self = r.KeepZero || c.self.Dense(r.Addr, selfWindow)

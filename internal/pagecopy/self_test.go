@@ -15,6 +15,8 @@ type fakeSelf struct {
 	most int64
 }
 
+func (s fakeSelf) Ready() bool { return true }
+
 func (s fakeSelf) WritePages(f *os.File, ranges []Range, off int64) int64 {
 	var done int64
 	for _, r := range ranges {
@@ -35,10 +37,7 @@ func TestSourceWrites(t *testing.T) {
 	const size = 9 << 20
 	for _, pattern := range []string{"dirty", "zero"} {
 		pid, addr := startTarget(t, pattern, size)
-		src, err := NewTask(pid)
-		if err != nil {
-			t.Fatal(err)
-		}
+		src := NewTask(pid)
 		defer src.Close()
 		want := make([]byte, size)
 		fill(want[:pageSize], 0)

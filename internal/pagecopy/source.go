@@ -13,29 +13,32 @@ import (
 // Task is the memory of a task. Whoever reads it has to be allowed to trace the task.
 type Task struct {
 	pid int
-	mem *os.File // /proc/PID/mem
-	iov sync.Pool
+
+	mu  sync.Mutex
+	mem *os.File // /proc/PID/mem, opened on first use
 }
 
-// NewTask opens the memory of task pid.
-func NewTask(pid int) (*Task, error) {
-	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
-	if err != nil {
-		return nil, fmt.Errorf("memory of task %d: %w", pid, err)
+// NewTask returns the memory of task pid.
+func NewTask(pid int) *Task { return &Task{pid: pid} }
+
+// Close gives back what was opened.
+func (t *Task) Close() error {
+	if t.mem == nil {
+		return nil
 	}
-	return &Task{pid: pid, mem: mem, iov: sync.Pool{New: func() any { return new([maxRanges]remoteIov) }}}, nil
+	return t.mem.Close()
 }
 
-// Close closes it.
-func (t *Task) Close() error { return t.mem.Close() }
+// iovs are vectors not in use.
+var iovs = sync.Pool{New: func() any { return new([maxRanges]remoteIov) }}
 
 // remoteIov is struct iovec with an address of another task.
 type remoteIov struct{ base, len uint64 }
 
 // ReadPages reads what the task itself may read by process_vm_readv, the rest by /proc/PID/mem.
 func (t *Task) ReadPages(ranges []Range, buf []byte) error {
-	iov := t.iov.Get().(*[maxRanges]remoteIov)
-	defer t.iov.Put(iov)
+	iov := iovs.Get().(*[maxRanges]remoteIov)
+	defer iovs.Put(iov)
 	for len(ranges) > 0 {
 		n, bytes := 0, 0
 		for n < len(ranges) && !ranges[n].Force {
@@ -102,8 +105,8 @@ const (
 // Dense looks at the first word of a page every 64 KiB. Pages of zeros come in runs; one that is missed is stored, which
 // costs its room and nothing else.
 func (t *Task) Dense(addr, n uint64) bool {
-	iov := t.iov.Get().(*[maxRanges]remoteIov)
-	defer t.iov.Put(iov)
+	iov := iovs.Get().(*[maxRanges]remoteIov)
+	defer iovs.Put(iov)
 	var words [maxRanges]uint64
 	count := 0
 	for at := uint64(0); at < n && count < maxRanges; at += sampleEvery {
@@ -124,10 +127,23 @@ func (t *Task) Dense(addr, n uint64) bool {
 }
 
 func (t *Task) readForced(addr uint64, buf []byte) error {
-	if _, err := t.mem.ReadAt(buf, int64(addr)); err != nil {
+	mem, err := t.openMem()
+	if err == nil {
+		_, err = mem.ReadAt(buf, int64(addr))
+	}
+	if err != nil {
 		return fmt.Errorf("memory of task %d at %x: %w", t.pid, addr, err)
 	}
 	return nil
+}
+
+func (t *Task) openMem() (_ *os.File, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.mem == nil {
+		t.mem, err = os.Open(fmt.Sprintf("/proc/%d/mem", t.pid))
+	}
+	return t.mem, err
 }
 
 func processVMReadv(pid int, iov []remoteIov, buf []byte) (int, error) {
