@@ -11,6 +11,7 @@ import (
 	pipe_data "github.com/checkpoint-restore/go-criu/v8/crit/images/pipe-data"
 	remap_file_path "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/tty"
+	sk_packet "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-packet"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 )
@@ -48,6 +49,10 @@ type Files struct {
 	dead    map[int]bool     // pids of dead processes whose /proc files are open
 
 	ttys map[uint32]*tty.TtyInfoEntry // terminals that descriptors are open on
+	unix     *unixSockets
+	skQueues *image.Output[*sk_packet.SkPacketEntry]
+	self     *Task // the tool, while it holds descriptors in flight; nil before the first
+	inFlight []int // those descriptors
 
 	pipes     map[uint64]bool // pipes whose contents are stored
 	pipesData *image.Output[*pipe_data.PipeDataEntry]
@@ -65,7 +70,7 @@ func NewFiles(env *Env, kinds []Kind) *Files {
 	return &Files{
 		env: env, kinds: kinds, types: map[uint32]fdinfo.FdTypes{}, named: map[inode]uint32{},
 		ghosts: map[inode]uint32{}, dead: map[int]bool{}, pipes: map[uint64]bool{},
-		ttys: map[uint32]*tty.TtyInfoEntry{},
+		ttys: map[uint32]*tty.TtyInfoEntry{}, unix: newUnixSockets(),
 	}
 }
 
@@ -74,17 +79,9 @@ func NewFiles(env *Env, kinds []Kind) *Files {
 func (f *Files) Collect(t *Task, probes []*Probe) error {
 	f.probes = probes
 	for _, p := range probes {
-		// Only what cannot change may be part of the key: the position moves if someone outside of the tree shares
-		// the file.
-		key := objid.Key{Dev: p.Stat.Dev, Ino: p.Stat.Ino, Extra: uint64(p.Flags & (unix.O_ACCMODE | unix.O_PATH))}
-		id, fresh, err := f.env.IDs.ID(objid.File, key, objid.Ref{Pid: t.Pid, Index: p.FD})
+		id, _, err := f.number(p)
 		if err != nil {
-			return fmt.Errorf("fd %d: %w", p.FD, err)
-		}
-		if fresh {
-			if err := f.collect(p, id); err != nil {
-				return err
-			}
+			return err
 		}
 		typ, known := f.types[id]
 		if !known {
@@ -97,6 +94,20 @@ func (f *Files) Collect(t *Task, probes []*Probe) error {
 		t.FDs = append(t.FDs, &fdinfo.FdinfoEntry{Id: proto.Uint32(id), Flags: proto.Uint32(flags), Type: typ.Enum(), Fd: proto.Uint32(uint32(p.FD))})
 	}
 	return nil
+}
+
+// number returns the id of a file, and collects it when it is met for the first time: fresh.
+func (f *Files) number(p *Probe) (id uint32, fresh bool, err error) {
+	// Only what cannot change may be part of the key: the position moves if someone outside of the tree shares the file.
+	key := objid.Key{Dev: p.Stat.Dev, Ino: p.Stat.Ino, Extra: uint64(p.Flags & (unix.O_ACCMODE | unix.O_PATH))}
+	id, fresh, err = f.env.IDs.ID(objid.File, key, objid.Ref{Pid: p.Task.Pid, Index: p.FD})
+	if err != nil {
+		return 0, false, fmt.Errorf("%s: %w", p.Where(), err)
+	}
+	if fresh {
+		err = f.collect(p, id)
+	}
+	return id, fresh, err
 }
 
 // collect finds the kind of a file and adds its entry.
@@ -171,6 +182,10 @@ func (f *Files) Named(t *Task, link string) (uint32, error) {
 	return id, nil
 }
 
+// Finish is for what can only be said when all files are known: sockets whose other end stays outside. Call it when all
+// tasks are collected, before the obstacles are looked at.
+func (f *Files) Finish() error { return f.unix.finish(f) }
+
 // Write writes the images of the table: files.img, remap-fpath.img, and completes those of contents.
 func (f *Files) Write() error {
 	set := f.env.Images
@@ -190,6 +205,11 @@ func (f *Files) Close() error {
 			*out = nil
 		}
 	}
+	if f.skQueues != nil {
+		errs = append(errs, f.skQueues.Close())
+		f.skQueues = nil
+	}
+	f.closeInFlight()
 	return errors.Join(errs...)
 }
 

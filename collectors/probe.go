@@ -31,6 +31,11 @@ type Probe struct {
 	Info  *procfs.FDInfo
 	Flags uint32
 	Owner *fown.FownEntry
+	// Domain is the address family of a socket, 0 for other files.
+	Domain int
+	// Carrier is the socket in whose queue the file waits, for one that was sent to it (SCM_RIGHTS); Task and FD are the
+	// tool's own then.
+	Carrier *Probe
 
 	link    string
 	gotLink bool
@@ -62,6 +67,9 @@ func (p *Probe) Reopen(flags int) (int, error) { return p.Task.Proc.Open(p.Entry
 
 // Where names the file's place in its task for messages.
 func (p *Probe) Where() string {
+	if p.Carrier != nil {
+		return "descriptor in flight to " + p.Carrier.Where()
+	}
 	if p.FD >= 0 {
 		return "fd " + strconv.Itoa(p.FD)
 	}
@@ -70,7 +78,15 @@ func (p *Probe) Where() string {
 
 // Obstacle makes an obstacle of the file.
 func (p *Probe) Obstacle(what, remedy string) Obstacle {
-	return Obstacle{Pid: p.Task.Pid, Where: p.Where(), What: what, Remedy: remedy}
+	return Obstacle{Pid: p.holder().Pid, Where: p.Where(), What: what, Remedy: remedy}
+}
+
+// holder is the task that has the file, or the socket it is on the way to.
+func (p *Probe) holder() *Task {
+	for p.Carrier != nil {
+		p = p.Carrier
+	}
+	return p.Task
 }
 
 // mode is the file type.
@@ -164,10 +180,14 @@ func probeFD(t *Task, fd int) (*Probe, error) {
 	return p, nil
 }
 
-// askFS fills FSType. Pipes and sockets have no other filesystem than their own, so they are not asked.
-func (p *Probe) askFS(fd int) error {
-	if p.mode() == unix.S_IFSOCK {
+// askFS fills FSType and Domain. An open socket has no other filesystem than its own, so it is not asked; a handle
+// (O_PATH) on the name of one has.
+func (p *Probe) askFS(fd int) (err error) {
+	if p.mode() == unix.S_IFSOCK && p.FD >= 0 && p.Flags&unix.O_PATH == 0 {
 		p.FSType = unix.SOCKFS_MAGIC
+		if p.Domain, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); err != nil {
+			return fmt.Errorf("domain of a socket of task %d, %s: %w", p.Task.Pid, p.Where(), err)
+		}
 		return nil
 	}
 	var fs unix.Statfs_t

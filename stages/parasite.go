@@ -25,6 +25,9 @@ func (d *dumper) parasiteState(s *pipeline.Stage, tasks []*collectors.Task, emit
 	if err := d.tracer.Do(func() error { return d.ask(tasks) }); err != nil {
 		return err
 	}
+	if err := d.env.Files.Finish(); err != nil {
+		return err
+	}
 	for _, o := range d.env.Obstacles.All() {
 		s.Logger().Error(o.Error())
 	}

@@ -1,0 +1,254 @@
+package collectors
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"sort"
+
+	"cryo/internal/image"
+
+	sk_packet "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-packet"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+)
+
+// A peeker looks at the receive queue of a socket without taking anything out of it: by reading with MSG_PEEK from an
+// offset that only such reads have (SO_PEEK_OFF, Linux 3.4; unix sockets only at first, UDP since 4.16). The socket's
+// own offset is put back at the end.
+//
+// One thing cannot be told: a message of no bytes that somebody has peeked at before is passed over by the kernel.
+type peeker struct {
+	fd    int
+	typ   int // SOCK_STREAM, SOCK_DGRAM or SOCK_SEQPACKET
+	off   int
+	buf   []byte
+	own   int                  // the offset the program has set, -1 for none
+	tells bool                 // messages come with more than descriptors: who sent them (SO_PASSCRED)
+	emit  func(p peeked) error // gets a packet; its data are valid until it returns
+}
+
+// peeked is one message, or of a stream a run of bytes that goes without descriptors but at its beginning.
+type peeked struct {
+	data   []byte
+	fds    []int // the tool's now
+	origin image.PacketOrigin
+}
+
+const (
+	peekBuffer = 64 << 10
+	maxPeek    = 1 << 20 // of a stream at a time
+	// maxControl has room for 253 descriptors, the most a message carries, credentials, a security label and what other
+	// options add.
+	maxControl = 4 << 10
+)
+
+// newPeeker starts to look at a socket.
+func newPeeker(fd, typ int) (*peeker, error) {
+	own, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF)
+	if err != nil {
+		return nil, fmt.Errorf("peek offset: %w", err)
+	}
+	p := &peeker{fd: fd, typ: typ, own: own, buf: make([]byte, peekBuffer)}
+	for _, option := range []int{unix.SO_PASSCRED, unix.SO_PASSSEC} {
+		on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, option)
+		if err != nil {
+			return nil, fmt.Errorf("socket option %d: %w", option, err)
+		}
+		p.tells = p.tells || on != 0
+	}
+	return p, nil
+}
+
+// close puts the socket's own offset back.
+func (p *peeker) close() error {
+	if err := unix.SetsockoptInt(p.fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, p.own); err != nil {
+		return fmt.Errorf("put the peek offset back: %w", err)
+	}
+	return nil
+}
+
+// at makes the next read begin at the offset reached.
+func (p *peeker) at() error {
+	if err := unix.SetsockoptInt(p.fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, p.off); err != nil {
+		return fmt.Errorf("set the peek offset: %w", err)
+	}
+	return nil
+}
+
+// messages emits all messages of a datagram or sequential-packet socket.
+func (p *peeker) messages(hungUp bool) error {
+	for {
+		m, full, err := p.read(len(p.buf), true)
+		if err == unix.EAGAIN {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if full > len(m.data) { // the buffer was too small: again
+			closeAll(m.fds)
+			p.buf = make([]byte, full)
+			continue
+		}
+		if full == 0 && hungUp && p.typ == unix.SOCK_SEQPACKET {
+			return nil // the end, not a message
+		}
+		p.off += len(m.data)
+		if err := p.emit(m); err != nil {
+			return err
+		}
+	}
+}
+
+// stream emits size bytes, which is all there are. A read beyond them would take a pending error off the socket.
+func (p *peeker) stream(size int) error {
+	p.buf = make([]byte, min(max(size, 1), maxPeek))
+	for p.off < size {
+		n, err := p.plain(min(size-p.off, len(p.buf)))
+		if err != nil {
+			return err
+		}
+		// Bytes that no descriptor goes with, or those that begin where one does.
+		m, _, err := p.read(n, true)
+		if err == unix.EAGAIN {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if len(m.data) == 0 {
+			return nil
+		}
+		p.off += len(m.data)
+		if err := p.emit(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// plain says how many of the next n bytes can be read at once so that descriptors stay with the byte they were sent
+// with. The kernel ends a read behind such bytes but lets others come before them; where it had to leave descriptors
+// out for want of room it says so, which finds the place without receiving any.
+func (p *peeker) plain(n int) (int, error) {
+	if p.tells {
+		return n, nil // every read leaves something out
+	}
+	truncated := func(n int) bool {
+		_, _, err := p.read(n, false)
+		return err == errTruncated
+	}
+	if !truncated(n) {
+		return n, nil
+	}
+	if truncated(1) {
+		return n, nil // they are at the beginning
+	}
+	return 1 + sort.Search(n-2, func(i int) bool { return truncated(i + 2) }), nil
+}
+
+// errTruncated says that control messages were left out.
+var errTruncated = fmt.Errorf("control messages do not fit")
+
+// read peeks at up to n bytes. full is the whole length of a message. Without control, descriptors are left alone and
+// errTruncated says that there are some.
+func (p *peeker) read(n int, control bool) (m peeked, full int, err error) {
+	if err := p.at(); err != nil {
+		return m, 0, err
+	}
+	h := header{data: p.buf[:n], name: make([]byte, unix.SizeofSockaddrUnix)}
+	if control {
+		h.control = make([]byte, maxControl)
+	}
+	flags := unix.MSG_PEEK | unix.MSG_DONTWAIT | unix.MSG_CMSG_CLOEXEC
+	if p.typ != unix.SOCK_STREAM {
+		flags |= unix.MSG_TRUNC
+	}
+	if full, err = h.receive(p.fd, flags); err != nil {
+		return m, 0, err
+	}
+	m.data = p.buf[:min(full, n)]
+	if len(h.name) > 2 {
+		m.origin.Addr = h.name[2:]
+	}
+	m.fds, m.origin.Creds, err = parseControl(h.control)
+	if err == nil && h.flags&unix.MSG_CTRUNC != 0 {
+		err = errTruncated
+	}
+	if err != nil {
+		closeAll(m.fds)
+		m.fds = nil
+	}
+	return m, full, err
+}
+
+// parseControl reads what came with a message. Other descriptors than those that were sent (SO_PASSPIDFD) are closed.
+func parseControl(b []byte) (fds []int, creds *image.PacketCreds, err error) {
+	list, err := unix.ParseSocketControlMessage(b)
+	if err != nil {
+		return nil, nil, fmt.Errorf("control messages: %w", err)
+	}
+	for _, c := range list {
+		if c.Header.Level != unix.SOL_SOCKET {
+			continue
+		}
+		switch c.Header.Type {
+		case unix.SCM_RIGHTS:
+			fds = append(fds, descriptors(c.Data)...)
+		case unix.SCM_PIDFD:
+			closeAll(descriptors(c.Data))
+		case unix.SCM_CREDENTIALS:
+			var u [3]uint32
+			if err := binary.Read(bytes.NewReader(c.Data), binary.NativeEndian, &u); err == nil {
+				creds = &image.PacketCreds{PID: u[0], UID: u[1], GID: u[2]}
+			}
+		}
+	}
+	return fds, creds, nil
+}
+
+func descriptors(b []byte) []int {
+	var fds []int
+	for ; len(b) >= 4; b = b[4:] {
+		if fd := int32(binary.NativeEndian.Uint32(b)); fd >= 0 {
+			fds = append(fds, int(fd))
+		}
+	}
+	return fds
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
+// storeQueue puts what a peeker finds into sk-queues.img, for the file with this id.
+func (f *Files) storeQueue(pk *peeker, carrier *Probe, id uint32) {
+	pk.emit = func(m peeked) error {
+		e := &sk_packet.SkPacketEntry{IdFor: proto.Uint32(id), Length: proto.Uint32(uint32(len(m.data)))}
+		if len(m.fds) > 0 {
+			// What comes out may be a socket with a queue of its own, so nothing of this packet is written yet.
+			rights, err := f.sent(carrier, m.fds)
+			if err != nil {
+				return err
+			}
+			e.Scm = []*sk_packet.ScmEntry{{Type: proto.Uint32(unix.SCM_RIGHTS), Rights: rights}}
+		}
+		if c := m.origin.Creds; c != nil && c.PID != 0 {
+			c.PID = uint32(f.env.VPid(int(c.PID)))
+		}
+		image.SetPacketOrigin(e, m.origin)
+		if f.skQueues == nil {
+			var err error
+			if f.skQueues, err = image.Create(f.env.Images, image.SkQueues, 0); err != nil {
+				return err
+			}
+		}
+		if err := f.skQueues.Entry(e); err != nil {
+			return err
+		}
+		return f.skQueues.Payload(bytes.NewReader(m.data))
+	}
+}

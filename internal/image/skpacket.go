@@ -1,0 +1,96 @@
+package image
+
+import (
+	sk_packet "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-packet"
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// PacketOrigin is where a message in a socket's queue came from. criu's format reserves numbers for it and criu skips
+// it, so it rides in sk_packet_entry as fields that its description does not name.
+type PacketOrigin struct {
+	// Addr is the sender's address, from sun_path on; nil when it had none.
+	Addr []byte
+	// Creds are the sender's; nil where the kernel does not tell them.
+	Creds *PacketCreds
+}
+
+// PacketCreds are the ids of a sender, in the namespaces of the tree.
+type PacketCreds struct{ PID, UID, GID uint32 }
+
+const (
+	originAddr  = 3
+	originCreds = 128
+
+	credsPID = 1
+	credsUID = 2
+	credsGID = 3
+)
+
+// SetPacketOrigin notes where a packet came from.
+func SetPacketOrigin(e *sk_packet.SkPacketEntry, o PacketOrigin) {
+	var b []byte
+	if o.Addr != nil {
+		b = protowire.AppendTag(b, originAddr, protowire.BytesType)
+		b = protowire.AppendBytes(b, o.Addr)
+	}
+	if c := o.Creds; c != nil {
+		var m []byte
+		for i, v := range []uint32{c.PID, c.UID, c.GID} {
+			m = protowire.AppendTag(m, protowire.Number(credsPID+i), protowire.VarintType)
+			m = protowire.AppendVarint(m, uint64(v))
+		}
+		b = protowire.AppendTag(b, originCreds, protowire.BytesType)
+		b = protowire.AppendBytes(b, m)
+	}
+	e.ProtoReflect().SetUnknown(b)
+}
+
+// GetPacketOrigin reads what SetPacketOrigin noted; of a packet that criu stored it is empty.
+func GetPacketOrigin(e *sk_packet.SkPacketEntry) PacketOrigin {
+	var o PacketOrigin
+	for b := []byte(e.ProtoReflect().GetUnknown()); len(b) > 0; {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return o
+		}
+		b = b[n:]
+		size := protowire.ConsumeFieldValue(num, typ, b)
+		if size < 0 {
+			return o
+		}
+		if v, n := protowire.ConsumeBytes(b); n > 0 && typ == protowire.BytesType {
+			switch num {
+			case originAddr:
+				o.Addr = v
+			case originCreds:
+				o.Creds = packetCreds(v)
+			}
+		}
+		b = b[size:]
+	}
+	return o
+}
+
+func packetCreds(b []byte) *PacketCreds {
+	c := &PacketCreds{}
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 || typ != protowire.VarintType {
+			return nil
+		}
+		v, size := protowire.ConsumeVarint(b[n:])
+		if size < 0 {
+			return nil
+		}
+		switch num {
+		case credsPID:
+			c.PID = uint32(v)
+		case credsUID:
+			c.UID = uint32(v)
+		case credsGID:
+			c.GID = uint32(v)
+		}
+		b = b[n+size:]
+	}
+	return c
+}

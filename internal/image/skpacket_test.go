@@ -1,0 +1,36 @@
+package image
+
+import (
+	"testing"
+
+	sk_packet "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-packet"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
+)
+
+func TestPacketOrigin(t *testing.T) {
+	for _, o := range []PacketOrigin{
+		{},
+		{Addr: []byte("\x00abstract")},
+		{Addr: []byte{}},
+		{Creds: &PacketCreds{PID: 7, UID: 1000, GID: 4294967295}},
+		{Addr: []byte("/tmp/x\x00"), Creds: &PacketCreds{}},
+	} {
+		e := &sk_packet.SkPacketEntry{IdFor: proto.Uint32(1), Length: proto.Uint32(2)}
+		SetPacketOrigin(e, o)
+		b, err := proto.Marshal(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		back := &sk_packet.SkPacketEntry{}
+		if err := proto.Unmarshal(b, back); err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(o, GetPacketOrigin(back)); d != "" {
+			t.Errorf("%+v: %s", o, d)
+		}
+		if back.GetIdFor() != 1 || back.GetLength() != 2 {
+			t.Errorf("fields lost: %v", back)
+		}
+	}
+}
