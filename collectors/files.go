@@ -10,8 +10,8 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	pipe_data "github.com/checkpoint-restore/go-criu/v8/crit/images/pipe-data"
 	remap_file_path "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
-	"github.com/checkpoint-restore/go-criu/v8/crit/images/tty"
 	sk_packet "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-packet"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/tty"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 )
@@ -48,7 +48,7 @@ type Files struct {
 	ghosts  map[inode]uint32 // number of the ghost file
 	dead    map[int]bool     // pids of dead processes whose /proc files are open
 
-	ttys map[uint32]*tty.TtyInfoEntry // terminals that descriptors are open on
+	ttys     map[uint32]*tty.TtyInfoEntry // terminals that descriptors are open on
 	unix     *unixSockets
 	skQueues *image.Output[*sk_packet.SkPacketEntry]
 	self     *Task // the tool, while it holds descriptors in flight; nil before the first

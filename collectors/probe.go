@@ -25,8 +25,6 @@ type Probe struct {
 	Stat  unix.Stat_t
 	// FSType is the filesystem's magic number.
 	FSType int64
-	// Domain is the address family of a socket.
-	Domain int
 	// Info is the descriptor's fdinfo; Flags are the open flags without O_CLOEXEC.
 	Info  *procfs.FDInfo
 	Flags uint32
@@ -168,11 +166,6 @@ func probeFD(t *Task, fd int) (*Probe, error) {
 	}
 	if err := p.askFS(own); err != nil {
 		return nil, err
-	}
-	if p.mode() == unix.S_IFSOCK {
-		if p.Domain, err = unix.GetsockoptInt(own, unix.SOL_SOCKET, unix.SO_DOMAIN); err != nil {
-			return nil, fmt.Errorf("family of task %d, fd %d: %w", t.Pid, fd, err)
-		}
 	}
 	if p.Owner, err = owner(own, p.Flags); err != nil {
 		return nil, fmt.Errorf("owner of task %d, fd %d: %w", t.Pid, fd, err)

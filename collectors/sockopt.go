@@ -1,8 +1,11 @@
 package collectors
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+
+	"cryo/internal/sockopt"
 
 	sk_opts "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-opts"
 	"golang.org/x/sys/unix"
@@ -50,10 +53,8 @@ func (r *optionReader) value(option int) int {
 	if r.err != nil {
 		return 0
 	}
-	v, err := unix.GetsockoptInt(r.fd, unix.SOL_SOCKET, option)
-	if err != nil {
-		r.err = fmt.Errorf("option %d: %w", option, err)
-	}
+	v, err := sockopt.Int(r.fd, unix.SOL_SOCKET, option)
+	r.err = err
 	return v
 }
 
@@ -102,4 +103,25 @@ func (r *optionReader) device() *string {
 		return nil
 	}
 	return &name
+}
+
+// socketFilter reads the classic BPF filter attached to a socket (SO_GET_FILTER, Linux 3.8), an instruction in each
+// word, in the order code, jt, jf, k from the top whatever the machine's byte order. A filter of the extended kind
+// cannot be read.
+func socketFilter(fd int) ([]uint64, error) {
+	n, err := sockopt.Get(fd, unix.SOL_SOCKET, unix.SO_GET_FILTER, nil, 0)
+	if err != nil || n == 0 {
+		return nil, err
+	}
+	buf := make([]byte, n*unix.SizeofSockFilter)
+	if n, err = sockopt.Get(fd, unix.SOL_SOCKET, unix.SO_GET_FILTER, buf, n); err != nil {
+		return nil, err
+	}
+	order := binary.NativeEndian
+	words := make([]uint64, n)
+	for i := range words {
+		b := buf[i*unix.SizeofSockFilter:]
+		words[i] = uint64(order.Uint16(b))<<48 | uint64(b[2])<<40 | uint64(b[3])<<32 | uint64(order.Uint32(b[4:]))
+	}
+	return words, nil
 }

@@ -1,9 +1,9 @@
-// Package sockdiag asks the kernel for the sockets of the network namespace the tool is in.
+// Package sockdiag asks the kernel for the sockets of a network namespace.
 //
 // One dump of a protocol answers for all sockets of it; what a single socket can tell itself by getsockopt is not asked
 // here.
 //
-// Kernel interfaces: NETLINK_SOCK_DIAG, INET_DIAG_SHUTDOWN (Linux 4.3 with the rest of the extensions).
+// Kernel interfaces: NETLINK_SOCK_DIAG (Linux 3.3; UNIX_DIAG_SHUTDOWN 3.8, INET_DIAG_SHUTDOWN 4.3).
 package sockdiag
 
 import (
@@ -13,6 +13,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -42,7 +43,7 @@ func DumpInet(family, protocol uint8) (map[uint32]Inet, error) {
 	req := make([]byte, inetReqSize)
 	req[0], req[1] = family, protocol
 	binary.NativeEndian.PutUint32(req[4:], ^uint32(0)) // all states
-	err := dump(req, func(msg []byte) error {
+	err := dump(ownNetNS, req, func(msg []byte) error {
 		if len(msg) < inetMsgSize {
 			return fmt.Errorf("an answer of %d bytes", len(msg))
 		}
@@ -69,12 +70,22 @@ func DumpInet(family, protocol uint8) (map[uint32]Inet, error) {
 	return all, nil
 }
 
-// dump sends a request for all sockets that match and hands over each answer.
-func dump(request []byte, each func(msg []byte) error) error {
+// ownNetNS stands for the network namespace the tool is in.
+const ownNetNS = -1
+
+// dump sends a request for all sockets that match, in the network namespace netNS is a descriptor of, and hands over
+// each answer.
+func dump(netNS int, request []byte, each func(msg []byte) error) error {
+	s, err := nl.GetNetlinkSocketAt(netns.NsHandle(netNS), netns.None(), unix.NETLINK_INET_DIAG)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
 	req := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
+	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_INET_DIAG: {Socket: s}}
 	req.AddRawData(request)
 	var bad error
-	err := req.ExecuteIter(unix.NETLINK_INET_DIAG, nl.SOCK_DIAG_BY_FAMILY, func(msg []byte) bool {
+	err = req.ExecuteIter(unix.NETLINK_INET_DIAG, nl.SOCK_DIAG_BY_FAMILY, func(msg []byte) bool {
 		bad = each(msg)
 		return bad == nil
 	})

@@ -1,16 +1,10 @@
-// Package sockdiag lists the sockets of a network namespace as the kernel tells them: what descriptors cannot say of
-// themselves (states, peers, queues, connections that wait to be accepted).
-//
-// Kernel interfaces: NETLINK_SOCK_DIAG (Linux 3.3; shutdown state 3.8). It feeds files.img and changes nothing.
 package sockdiag
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"github.com/vishvananda/netlink/nl"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -43,9 +37,7 @@ type Unix struct {
 	WQueue uint32
 }
 
-// unixDiagReq is struct unix_diag_req.
-type unixDiagReq struct{ show uint32 }
-
+// Sizes of struct unix_diag_req and struct unix_diag_msg.
 const (
 	unixDiagReqSize = 24
 	unixDiagMsgSize = 16
@@ -59,7 +51,7 @@ const (
 	attrIcons
 	attrRQLen
 	_
-	attrShutdown
+	attrUnixShutdown
 
 	showName  = 1 << 0
 	showPeer  = 1 << 2
@@ -67,51 +59,28 @@ const (
 	showRQLen = 1 << 4
 )
 
-func (unixDiagReq) Len() int { return unixDiagReqSize }
-
-func (r unixDiagReq) Serialize() []byte {
-	b := make([]byte, unixDiagReqSize)
-	b[0] = unix.AF_UNIX
-	binary.NativeEndian.PutUint32(b[4:], ^uint32(0)) // sockets in any state
-	binary.NativeEndian.PutUint32(b[12:], r.show)
-	return b
-}
-
-// UnixSockets lists the unix sockets of the network namespace that netNS, a descriptor of it, stands for.
+// UnixSockets lists the unix sockets of the network namespace that netNS is a descriptor of.
 func UnixSockets(netNS int) ([]Unix, error) {
-	s, err := nl.GetNetlinkSocketAt(netns.NsHandle(netNS), netns.None(), unix.NETLINK_INET_DIAG)
-	if err != nil {
-		return nil, fmt.Errorf("sock_diag: %w", err)
-	}
-	defer s.Close()
-	req := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
-	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_INET_DIAG: {Socket: s}}
-	req.AddData(unixDiagReq{showName | showPeer | showIcons | showRQLen})
+	req := make([]byte, unixDiagReqSize)
+	req[0] = unix.AF_UNIX
+	binary.NativeEndian.PutUint32(req[4:], ^uint32(0)) // all states
+	binary.NativeEndian.PutUint32(req[12:], showName|showPeer|showIcons|showRQLen)
 	var list []Unix
-	var bad error
-	err = req.ExecuteIter(unix.NETLINK_INET_DIAG, nl.SOCK_DIAG_BY_FAMILY, func(msg []byte) bool {
-		var u Unix
-		if u, bad = parseUnix(msg); bad == nil {
-			list = append(list, u)
-		}
-		return bad == nil
+	err := dump(netNS, req, func(msg []byte) error {
+		u, err := parseUnix(msg)
+		list = append(list, u)
+		return err
 	})
-	// Others may open and close sockets meanwhile; those of stopped tasks are all there.
-	if err == nil || errors.Is(err, nl.ErrDumpInterrupted) {
-		err = bad
-	}
 	if err != nil {
-		return nil, fmt.Errorf("sock_diag of unix sockets: %w (is the module unix_diag there?)", err)
+		return nil, fmt.Errorf("list unix sockets: %w (is the module unix_diag there?)", err)
 	}
 	return list, nil
 }
 
-var errShort = errors.New("the kernel's answer is too short")
-
 // parseUnix reads struct unix_diag_msg and the attributes behind it.
 func parseUnix(msg []byte) (Unix, error) {
 	if len(msg) < unixDiagMsgSize {
-		return Unix{}, errShort
+		return Unix{}, fmt.Errorf("an answer of %d bytes", len(msg))
 	}
 	word := binary.NativeEndian.Uint32
 	u := Unix{Type: msg[1], State: msg[2], Ino: word(msg[4:])}
@@ -124,7 +93,7 @@ func parseUnix(msg []byte) (Unix, error) {
 		switch {
 		case a.Attr.Type == attrName:
 			u.Name = append([]byte(nil), v...)
-		case a.Attr.Type == attrShutdown && len(v) >= 1:
+		case a.Attr.Type == attrUnixShutdown && len(v) >= 1:
 			u.Shutdown = v[0]
 		case a.Attr.Type == attrPeer && len(v) >= 4:
 			u.Peer = word(v)
