@@ -51,6 +51,9 @@ func (a *Area) String() string { return fmt.Sprintf("mapping %x-%x", a.Start, a.
 
 // cut is the part of a between start and end.
 func (a *Area) cut(start, end uint64) *Area {
+	if start == a.Start && end == a.End {
+		return a
+	}
 	b := *a
 	b.Start, b.End = start, end
 	if a.File() || a.Status&vma.StatusAnonShared != 0 {

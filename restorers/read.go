@@ -10,6 +10,7 @@ import (
 	"cryo/internal/image"
 
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
+	criu_sa "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-sa"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
 	remap_file_path "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
@@ -168,6 +169,7 @@ func (s *Set) readTask(t *Task) error {
 		if err := checkCore(th.TID, c); err != nil {
 			return err
 		}
+		shareDefaults(c)
 		th.Core = c
 	}
 	t.Core = t.Threads[0].Core
@@ -239,4 +241,17 @@ func checkCore(tid int, c *criu_core.CoreEntry) error {
 		return image.Errorf(file, 0, "mtype is %s: the set comes from another kind of processor than %s", c.GetMtype(), runtime.GOARCH)
 	}
 	return nil
+}
+
+// defaultAction is what most signals of most tasks have.
+var defaultAction = &criu_sa.SaEntry{Sigaction: new(uint64), Flags: new(uint64), Restorer: new(uint64), Mask: new(uint64)}
+
+// shareDefaults keeps one message for all signals with the default action: they are half of what a task's core takes.
+func shareDefaults(c *criu_core.CoreEntry) {
+	sa := c.GetTc().GetSigactions()
+	for i, a := range sa {
+		if a.GetSigaction() == 0 && a.GetFlags() == 0 && a.GetRestorer() == 0 && a.GetMask() == 0 && !a.GetCompatSigaction() {
+			sa[i] = defaultAction
+		}
+	}
 }

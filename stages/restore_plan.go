@@ -123,6 +123,7 @@ func (p *restorePlan) task(t *restorers.Task) (*restorers.Layout, error) {
 	if err != nil {
 		return nil, err
 	}
+	t.MM.Vmas = nil // the layout says it all; a set of a thousand tasks has many
 	return l, l.MarkPages(p.set.Source, t.PID)
 }
 

@@ -218,29 +218,42 @@ func (r *restorer) runAll(members []*member, name string, emit func(*member, *re
 	})
 }
 
-// runPrograms runs a program on each of some members, all at the same time: those of the first run while those of the last
-// are being written.
+// atOnce is how many tasks run programs at the same time: more than there are processors, to always have some waiting,
+// and few enough that their programs need little memory.
+const atOnce = 64
+
+// runPrograms runs a program on each of some members, many at the same time: those of the first run while those of the
+// last are being written.
 func (r *restorer) runPrograms(members []*member, program func(*member) (*remote.Program, error)) error {
 	return r.tracer.Do(func() error {
-		var started []*member
+		var running []*member
 		var errs []error
+		finish := func(n int) {
+			for _, m := range running[:n] {
+				if _, err := m.session.Finish(); err != nil {
+					errs = append(errs, fmt.Errorf("%s: %w", m.Node, err))
+				}
+			}
+			running = running[n:]
+		}
 		for _, m := range members {
 			p, err := program(m)
 			if err == nil && p != nil {
 				if err = m.session.Start(p); err == nil {
-					started = append(started, m)
+					running = append(running, m)
 				}
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%s: %w", m.Node, err))
+			}
+			if len(running) == atOnce {
+				finish(atOnce / 2)
+			}
+			if len(errs) > 0 {
 				break
 			}
 		}
-		for _, m := range started {
-			if _, err := m.session.Finish(); err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", m.Node, err))
-			}
-		}
+		finish(len(running))
 		return errors.Join(errs...)
 	})
 }

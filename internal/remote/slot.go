@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"errors"
 	"fmt"
 	"syscall"
 
@@ -111,6 +112,7 @@ func (s *Slot) Finish() (*Results, error) {
 			return r.results, nil // a trap
 		}
 		if len(r.chunks) == 1 {
+			s.ended()
 			return r.results, nil
 		}
 		r.chunks = r.chunks[1:]
@@ -120,10 +122,13 @@ func (s *Slot) Finish() (*Results, error) {
 	}
 }
 
+// ended forgets the program: a tree has thousands of slots. The results are the caller's.
+func (s *Slot) ended() { s.run, s.buf = nil, nil }
+
 // Continue goes on after a trap, to the next trap or the end. What Results say then includes what came before.
 func (s *Slot) Continue() (*Results, error) {
-	if s.opAt(s.run.chunks[0]) >= len(s.run.program.ops)-1 {
-		return nil, fmt.Errorf("program %q has ended", s.run.program.name)
+	if s.run == nil || s.opAt(s.run.chunks[0]) >= len(s.run.program.ops)-1 {
+		return nil, errors.New("the program has ended")
 	}
 	next := le.Uint64(s.buf[arch.HdrOp:]) + arch.OpSize
 	var state [8]byte
