@@ -51,9 +51,12 @@ func ReadMemory(t *Task) (*Memory, error) {
 	for i := range maps {
 		m.kinds[i] = maps[i].Kind()
 		m.entries[i] = maps[i].Entry(0)
-		if sameFile(maps, i) {
-			m.entries[i].Fdflags = m.entries[i-1].Fdflags
-		} else if maps[i].HasFile() {
+		if !maps[i].HasFile() {
+			continue
+		}
+		// A private mapping takes a file that is open for reading, whatever else it was open for.
+		m.entries[i].Fdflags = proto.Uint32(unix.O_RDONLY)
+		if maps[i].Shared {
 			if err := m.openMode(t, i); err != nil {
 				return nil, err
 			}
@@ -68,22 +71,14 @@ func ReadMemory(t *Task) (*Memory, error) {
 	return m, nil
 }
 
-// sameFile says whether mapping i is one more private segment of the file before, as those of a program and its libraries
-// are: how that was opened makes no difference to it.
-func sameFile(maps []vma.Mapping, i int) bool {
-	if i == 0 || !maps[i].HasFile() || maps[i].Shared || maps[i-1].Shared {
-		return false
-	}
-	return maps[i].Dev == maps[i-1].Dev && maps[i].Inode == maps[i-1].Inode && maps[i].Name == maps[i-1].Name
-}
-
 // openMode notes with what rights the mapped file was open: the modes of the link in map_files are the file's.
 func (m *Memory) openMode(t *Task, i int) error {
 	var st unix.Stat_t
 	link := mapLink(&m.maps[i])
 	err := unix.Fstatat(t.Proc.Fd(), link, &st, unix.AT_SYMLINK_NOFOLLOW)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // an area of the kernel's that merely looks like a file
+		m.entries[i].Fdflags = nil // an area of the kernel's that merely looks like a file
+		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("stat %s: %w", t.Proc.Path(link), err)
@@ -107,9 +102,8 @@ func mapLink(m *vma.Mapping) string { return "map_files/" + m.Link() }
 // unless this is a dry run.
 func (m *Memory) Register(env *Env, t *Task) error {
 	m.shared = env.Shared
-	seen := map[mappedFile]uint64{}
 	for i := range m.maps {
-		if err := m.register(env, t, i, seen); err != nil {
+		if err := m.register(env, t, i); err != nil {
 			return err
 		}
 	}
@@ -119,13 +113,13 @@ func (m *Memory) Register(env *Env, t *Task) error {
 	return nil
 }
 
-// mappedFile is what segments of one file have in common, seen through one path.
+// mappedFile is what segments of one file have in common, in all tasks, seen through one path.
 type mappedFile struct {
 	dev, ino uint64
 	name     string
 }
 
-func (m *Memory) register(env *Env, t *Task, i int, seen map[mappedFile]uint64) error {
+func (m *Memory) register(env *Env, t *Task, i int) error {
 	mp, e := &m.maps[i], m.entries[i]
 	switch m.kinds[i] {
 	case vma.SharedAnonymous:
@@ -139,20 +133,20 @@ func (m *Memory) register(env *Env, t *Task, i int, seen map[mappedFile]uint64) 
 		m.entries[i] = nil
 	case vma.File, vma.Memfd:
 		key := mappedFile{mp.Dev, mp.Inode, mp.Name}
-		id, known := seen[key]
+		id, known := env.Shared.files[key]
 		if !known {
 			var err error
-			if id, err = m.fileID(env, t, i); err != nil {
+			if id, err = m.fileID(env, t, i); err != nil || id == 0 {
 				return err
 			}
-			seen[key] = id
+			env.Shared.files[key] = id
 		}
 		e.Shmid = proto.Uint64(id)
 	}
 	return nil
 }
 
-// fileID names the file behind mapping i for the images.
+// fileID names the file behind mapping i for the images; 0 if it cannot be dumped, which is noted.
 func (m *Memory) fileID(env *Env, t *Task, i int) (uint64, error) {
 	mp := &m.maps[i]
 	link := mapLink(mp)

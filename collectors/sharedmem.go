@@ -26,6 +26,7 @@ type SharedMemory struct {
 	inodes  []*memfd.MemfdInodeEntry
 	memfds  map[deviceInode]*memfdIDs
 	sysv    sysvSegments
+	files   map[mappedFile]uint64 // ids of mapped files: most tasks of a tree have the same libraries
 }
 
 type deviceInode struct{ dev, ino uint64 }
@@ -41,7 +42,7 @@ type sharedObject struct {
 // NewSharedMemory returns an empty table.
 func NewSharedMemory() *SharedMemory {
 	return &SharedMemory{byInode: map[deviceInode]*sharedObject{}, memfds: map[deviceInode]*memfdIDs{},
-		sysv: sysvSegments{known: map[uint64]bool{}}}
+		sysv: sysvSegments{known: map[uint64]bool{}}, files: map[mappedFile]uint64{}}
 }
 
 // mapped enters the shared anonymous memory behind a mapping. Nobody can reach more of it than is mapped.

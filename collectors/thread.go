@@ -13,7 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// readThreads makes the core images of a task and its threads, and reads the status of each.
+// readThreads makes the core images of a task and its threads, and reads the status of each; that of the task is there.
 func readThreads(t *Task) error {
 	t.Core = newCore()
 	t.Core.Tc = &criu_core.TaskCoreEntry{
@@ -24,9 +24,11 @@ func readThreads(t *Task) error {
 		t.Core.Tc.StopSigno = proto.Uint32(uint32(t.StopSignal))
 	}
 	for _, th := range t.Threads {
-		s, err := t.Proc.ThreadStatus(th.Tid)
-		if err != nil {
-			return err
+		s, err := t.Status, error(nil)
+		if th != t.Leader() {
+			if s, err = t.Proc.ThreadStatus(th.Tid); err != nil {
+				return err
+			}
 		}
 		th.Status, th.VTid = s, th.Tid
 		if n := len(s.NSpid); n > 0 {
@@ -38,7 +40,6 @@ func readThreads(t *Task) error {
 			th.Core = newCore()
 		}
 	}
-	t.Status = t.Leader().Status
 	t.FS = &img_fs.FsEntry{}
 	if t.Status.Umask >= 0 {
 		t.FS.Umask = proto.Uint32(uint32(t.Status.Umask))

@@ -126,7 +126,7 @@ func (f *dirFile) Close() error {
 	return errors.Join(err, f.File.Close())
 }
 
-// create makes a new file in place of whatever has the name. Removing it first, with O_EXCL after that, means
+// create makes a new file in place of whatever has the name. O_EXCL, and removing what is in its way, means
 // that neither a link nor somebody's open descriptor nor a mode that is too wide survives.
 func (d *Dir) create(name string) (*os.File, error) {
 	if err := image.CheckName(name); err != nil {
@@ -138,10 +138,14 @@ func (d *Dir) create(name string) (*os.File, error) {
 	if err := d.note(name); err != nil {
 		return nil, err
 	}
-	if err := d.remove(name); err != nil {
-		return nil, err
+	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := unix.Openat(d.fd(), name, flags, 0o600)
+	if err == unix.EEXIST {
+		if err := d.remove(name); err != nil {
+			return nil, err
+		}
+		fd, err = unix.Openat(d.fd(), name, flags, 0o600)
 	}
-	fd, err := unix.Openat(d.fd(), name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, &fs.PathError{Op: "create", Path: d.join(name), Err: err}
 	}

@@ -4,12 +4,15 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime"
 
 	"cryo/collectors"
 	"cryo/internal/cgfreeze"
 	"cryo/internal/guardian"
 	"cryo/internal/procfs"
 	"cryo/pipeline"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // seize stops the tree and emits it. From here on until finish the tree stands still; the undo stack lets it go.
@@ -90,10 +93,10 @@ func (d *dumper) thaw(context.Context) error { return d.tracer.Do(d.freezer.thaw
 
 // snapshot reads once what every task is looked up in: nothing yet but the ids of the tree, which zombies have too.
 func (d *dumper) snapshot(s *pipeline.Stage, tree *Tree) (*Tree, error) {
+	if err := inParallel(tree.Tasks, identifyTask); err != nil {
+		return nil, err
+	}
 	for _, t := range tree.Tasks {
-		if err := identifyTask(t); err != nil {
-			return nil, err
-		}
 		if t.Sid == 0 {
 			d.env.Obstacles.Add(collectors.Obstacle{Pid: t.Pid, What: "its session leader is outside of its pid namespace"})
 		}
@@ -103,6 +106,26 @@ func (d *dumper) snapshot(s *pipeline.Stage, tree *Tree) (*Tree, error) {
 			What: fmt.Sprintf("is no session leader: its session is that of task %d, outside of the tree", root.Sid), Remedy: "--shell-job"})
 	}
 	return tree, nil
+}
+
+// inParallel does the same for all tasks, on all processors. It ends with the first error.
+func inParallel(tasks []*collectors.Task, do func(*collectors.Task) error) error {
+	if len(tasks) == 1 {
+		return do(tasks[0])
+	}
+	var group errgroup.Group
+	workers := runtime.GOMAXPROCS(0)
+	for w := range workers {
+		group.Go(func() error {
+			for i := w; i < len(tasks); i += workers {
+				if err := do(tasks[i]); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return group.Wait()
 }
 
 // identifyTask fills the ids of a task in the tree's own pid namespace.
@@ -116,6 +139,9 @@ func identifyTask(t *collectors.Task) error {
 		return err
 	}
 	t.Stat = stat
+	if t.Live() {
+		t.Status = status
+	}
 	t.VPid, t.PGid, t.Sid = t.Pid, stat.PGrp, stat.Session
 	if n := len(status.NSpid); n > 0 {
 		t.VPid = status.NSpid[n-1]

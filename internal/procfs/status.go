@@ -1,7 +1,6 @@
 package procfs
 
 import (
-	"bytes"
 	"strconv"
 	"strings"
 )
@@ -55,18 +54,10 @@ func (d *Dir) StatusOf(entry string) (*Status, error) {
 func ParseStatus(name string, b []byte) (*Status, error) {
 	s := &Status{Umask: -1, SeccompFilters: -1}
 	p := statusParser{name: name}
-	for len(b) > 0 {
-		line := b
-		if i := bytes.IndexByte(b, '\n'); i >= 0 {
-			line, b = b[:i], b[i+1:]
-		} else {
-			b = nil
+	for line := range strings.Lines(string(b)) {
+		if key, value, found := strings.Cut(line, ":"); found {
+			p.line(s, key, strings.TrimSpace(value))
 		}
-		key, value, found := strings.Cut(string(line), ":")
-		if !found {
-			continue
-		}
-		p.line(s, key, strings.TrimSpace(value))
 	}
 	return s, p.err
 }
@@ -118,18 +109,37 @@ func (p *statusParser) line(s *Status, key, v string) {
 	case "VmLck":
 		s.VmLck = p.num(strings.TrimSuffix(v, " kB"), 10)
 	default:
-		p.mask(s, key, v)
+		if m := s.mask(key); m != nil {
+			*m = p.num(v, 16)
+		}
 	}
 }
 
-func (p *statusParser) mask(s *Status, key, v string) {
-	masks := map[string]*uint64{
-		"SigPnd": &s.SigPnd, "ShdPnd": &s.ShdPnd, "SigBlk": &s.SigBlk, "SigIgn": &s.SigIgn, "SigCgt": &s.SigCgt,
-		"CapInh": &s.CapInh, "CapPrm": &s.CapPrm, "CapEff": &s.CapEff, "CapBnd": &s.CapBnd, "CapAmb": &s.CapAmb,
+// mask is the field of a line that holds a set in hex, nil for any other.
+func (s *Status) mask(key string) *uint64 {
+	switch key {
+	case "SigPnd":
+		return &s.SigPnd
+	case "ShdPnd":
+		return &s.ShdPnd
+	case "SigBlk":
+		return &s.SigBlk
+	case "SigIgn":
+		return &s.SigIgn
+	case "SigCgt":
+		return &s.SigCgt
+	case "CapInh":
+		return &s.CapInh
+	case "CapPrm":
+		return &s.CapPrm
+	case "CapEff":
+		return &s.CapEff
+	case "CapBnd":
+		return &s.CapBnd
+	case "CapAmb":
+		return &s.CapAmb
 	}
-	if m := masks[key]; m != nil {
-		*m = p.num(v, 16)
-	}
+	return nil
 }
 
 func (p *statusParser) num(v string, base int) uint64 {
