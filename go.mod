@@ -10,6 +10,7 @@ require (
 )
 
 require (
+	github.com/google/nftables v0.3.0
 	github.com/moby/sys/mountinfo v0.7.3
 	github.com/pierrec/lz4/v4 v4.1.33
 	github.com/rogpeppe/go-internal v1.16.0
@@ -21,5 +22,8 @@ require (
 
 require (
 	github.com/aperturerobotics/protobuf-go-lite v0.15.0 // indirect
+	github.com/mdlayher/netlink v1.7.3-0.20250113171957-fbb4dce95f42 // indirect
+	github.com/mdlayher/socket v0.5.0 // indirect
+	golang.org/x/net v0.33.0 // indirect
 	golang.org/x/tools v0.26.0 // indirect
 )

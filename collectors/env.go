@@ -31,6 +31,10 @@ type Env struct {
 	Namespaces *Namespaces
 	// Shared knows the memory that several tasks may share. For one goroutine, in task order.
 	Shared *SharedMemory
+	// Sockets are the IP sockets the kernel lists. For one goroutine, in task order.
+	Sockets *InetSockets
+	// Connections are the TCP connections of the tree. For one goroutine, in task order.
+	Connections *Connections
 	// Undo puts how to take back a change of the outside world on the dump's undo stack.
 	Undo func(name string, back func(context.Context) error) error
 	// VPid translates a pid of the tool's namespace to the tree's; 0 if it has none there.

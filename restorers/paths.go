@@ -31,6 +31,8 @@ type FileOptions struct {
 	Terminal     int                 // the tool's terminal; -1: it has none
 	Limits       Limits
 	Memfds       *Memfds
+
+	TCPEstablished, TCPClose bool // restore TCP connections, or restore them closed
 }
 
 // Paths leads from the files of a set that are opened by name to what is there now, and makes sure that it is what the

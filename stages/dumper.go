@@ -40,6 +40,7 @@ type dumper struct {
 	undo    *pipeline.UndoStack
 	guard   *guardian.Guardian // nil: there is none
 	began   time.Time
+	runID   string // names the dump
 
 	tracer  *ptrace.Tracer
 	freezer *freezer
@@ -59,7 +60,7 @@ type dumper struct {
 
 // newDumper prepares everything that needs no stopped task.
 func newDumper(o *options.Options) (*dumper, error) {
-	d := &dumper{o: o, log: slog.Default(), tracer: ptrace.NewTracer(), began: time.Now()}
+	d := &dumper{o: o, log: slog.Default(), tracer: ptrace.NewTracer(), began: time.Now(), runID: runID()}
 	var err error
 	if d.images, err = imagesDir(o); err == nil {
 		d.sink, err = openSink(o, d.images)
@@ -79,6 +80,7 @@ func newDumper(o *options.Options) (*dumper, error) {
 		d.env.Images = discard{}
 	}
 	d.env.Files = collectors.NewFiles(d.env, collectorKinds())
+	d.env.Sockets, d.env.Connections = &collectors.InetSockets{}, &collectors.Connections{}
 	d.env.Shared = collectors.NewSharedMemory()
 	d.memory = &memory{env: d.env, sink: d.sink, stats: &collectors.MemoryStats{}, self: collectors.NewSelfWriting(d.tracer.Do)}
 	d.tracees = collectors.NewTracees(d.env)
@@ -94,6 +96,7 @@ func newDumper(o *options.Options) (*dumper, error) {
 
 func (d *dumper) close() {
 	d.env.Files.Close()
+	d.env.Connections.Close()
 	d.sink.Close()
 	d.tracer.Close()
 	for _, t := range d.freezer.tasks {

@@ -86,12 +86,16 @@ func (d *dumper) finish(_ *pipeline.Stage, v valid) error {
 	if paused {
 		records = append(records, d.groupRecord())
 	}
+	records = append(records, d.reconnections()...)
 	forget, err := d.insure(records)
 	if err != nil {
 		return err
 	}
 	defer forget()
 	if err := d.undo.Commit(); err != nil {
+		return err
+	}
+	if err := d.reconnect(); err != nil {
 		return err
 	}
 	if err := d.ejectAll(v.tasks)(context.Background()); err != nil {

@@ -9,7 +9,9 @@ import (
 	"strings"
 
 	"cryo/internal/guardian"
+	"cryo/internal/netlock"
 	"cryo/internal/procfs"
+	"cryo/internal/tcprepair"
 	"cryo/pipeline"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +23,8 @@ func GuardianKinds() []guardian.Kind {
 	return []guardian.Kind{
 		{Name: killTasks{}.UndoKind(), Do: doKillTasks},
 		{Name: removeSet{}.UndoKind(), Do: doRemoveSet},
+		{Name: netlock.Record{}.UndoKind(), Do: netlock.DoRecord},
+		{Name: tcprepair.Sockets{}.UndoKind(), Do: tcprepair.DoRecord},
 	}
 }
 

@@ -14,16 +14,23 @@ import (
 // errDryRun ends a dry run, which takes everything back, where a dump would begin to store memory.
 var errDryRun = errors.New("dry run")
 
-// parasiteState asks all tasks about themselves and emits them. It is where a dump that cannot be done is refused, with
+// parasiteState asks all tasks about themselves. It is where a dump that cannot be done is refused, with
 // everything that stands in its way, before memory is stored.
+<<<<<<< HEAD
 func (d *dumper) parasiteState(s *pipeline.Stage, tasks []*collectors.Task, emit func(*collectors.Task) error) error {
 	var err error
 	d.ejecting, err = d.undo.Push("take the parasites out", 0, d.ejectAll(tasks), evictions(tasks)...)
 	if err != nil {
 		return err
+=======
+func (d *dumper) parasiteState(s *pipeline.Stage, tasks []*collectors.Task) ([]*collectors.Task, error) {
+	records := evictions(tasks)
+	if err := d.pushUndo("take the parasites out", d.ejectAll(tasks), records...); err != nil {
+		return nil, err
+>>>>>>> 1c19c99 (wip inet)
 	}
 	if err := d.tracer.Do(func() error { return d.ask(tasks) }); err != nil {
-		return err
+		return nil, err
 	}
 	if err := d.env.Files.Finish(); err != nil {
 		return err
@@ -32,17 +39,9 @@ func (d *dumper) parasiteState(s *pipeline.Stage, tasks []*collectors.Task, emit
 		s.Logger().Error(o.Error())
 	}
 	if d.o.DryRun {
-		return errDryRun
+		return nil, errDryRun
 	}
-	if err := d.env.Obstacles.Err(); err != nil {
-		return err
-	}
-	for _, t := range tasks {
-		if err := emit(t); err != nil {
-			return err
-		}
-	}
-	return nil
+	return tasks, d.env.Obstacles.Err()
 }
 
 // ask puts the engine into every task, runs one program in each, all at the same time, and then one in every thread. A

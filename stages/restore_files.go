@@ -27,6 +27,7 @@ func (r *restorer) fileOptions() (*restorers.FileOptions, error) {
 	o := &restorers.FileOptions{
 		SizeOnly: r.o.FileValidation == options.ValidateFileSize, SkipModeBits: r.o.SkipFileRWXCheck,
 		Inherit: r.o.InheritFDs, ToolPID: os.Getpid(), ShellJob: r.o.ShellJob, Terminal: -1,
+		TCPEstablished: r.o.TCPEstablished, TCPClose: r.o.TCPClose,
 	}
 	if _, err := unix.IoctlGetTermios(0, unix.TCGETS); err == nil {
 		o.Terminal = 0

@@ -126,8 +126,8 @@ func (d *dumper) inventory() (*inventory.InventoryEntry, error) {
 	e := &inventory.InventoryEntry{
 		ImgVersion: proto.Uint32(image.FormatV1_1), FdinfoPerId: proto.Bool(true), NsPerId: proto.Bool(true),
 		RootIds: d.rootIDs, RootCgSet: proto.Uint32(d.cgroups.Own()), Lsmtype: inventory.Lsmtype_NO_LSM.Enum(),
-		NetworkLockMethod: proto.Uint32(uint32(d.o.NetworkLock)), PluginsEntry: &inventory.PluginsEntry{},
-		DumpCriuRunId: proto.String(runID()),
+		NetworkLockMethod: proto.Uint32(uint32(d.lockMethod())), PluginsEntry: &inventory.PluginsEntry{},
+		DumpCriuRunId: proto.String(d.runID),
 	}
 	if d.o.TCPClose {
 		e.TcpClose = proto.Bool(true)

@@ -29,11 +29,11 @@ type Inet struct {
 const (
 	inetReqSize  = 56
 	inetMsgSize  = 72
-	msgState     = 1
-	msgRQueue    = 56
-	msgWQueue    = 60
-	msgInode     = 68
-	attrShutdown = 8
+	inetState     = 1
+	inetRQueue    = 56
+	inetWQueue    = 60
+	inetInode     = 68
+	inetShutdown = 8
 )
 
 // DumpInet lists the sockets of a protocol by inode number. Those that are neither bound nor connected are not known to
@@ -48,17 +48,17 @@ func DumpInet(family, protocol uint8) (map[uint32]Inet, error) {
 			return fmt.Errorf("an answer of %d bytes", len(msg))
 		}
 		word := func(at int) uint32 { return binary.NativeEndian.Uint32(msg[at:]) }
-		s := Inet{State: msg[msgState], RQueue: word(msgRQueue), WQueue: word(msgWQueue)}
+		s := Inet{State: msg[inetState], RQueue: word(inetRQueue), WQueue: word(inetWQueue)}
 		attrs, err := nl.ParseRouteAttr(msg[inetMsgSize:])
 		if err != nil {
 			return err
 		}
 		for _, a := range attrs {
-			if a.Attr.Type == attrShutdown && len(a.Value) > 0 {
+			if a.Attr.Type == inetShutdown && len(a.Value) > 0 {
 				s.Shutdown = a.Value[0]
 			}
 		}
-		all[word(msgInode)] = s
+		all[word(inetInode)] = s
 		return nil
 	})
 	if errors.Is(err, unix.ENOENT) {

@@ -1,0 +1,307 @@
+package collectors
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"cryo/internal/sockdiag"
+	"cryo/internal/sockopt"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+	sk_inet "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-inet"
+	sk_opts "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-opts"
+	tcp_stream "github.com/checkpoint-restore/go-criu/v8/crit/images/tcp-stream"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+)
+
+// Inet collects sockets of IPv4 and IPv6: TCP, UDP, UDP-Lite, ICMP and raw ones.
+//
+// All that a socket can say of itself is asked by getsockopt. What it cannot, which directions of it are shut down, is
+// looked up in the kernel's tables, listed once a protocol (package sockdiag). TCP connections are only noted here: they
+// are taken when nothing stands in the way of the dump any more, see [Connections].
+//
+// A socket of MPTCP (Linux 5.6) that has no connection is stored as one of TCP: a Go server listens on them without having
+// asked for it.
+type Inet struct{}
+
+// Match takes what is of an IP family.
+func (Inet) Match(p *Probe) bool {
+	return p.mode() == unix.S_IFSOCK && (p.Domain == unix.AF_INET || p.Domain == unix.AF_INET6)
+}
+
+// inetSocket is a socket that is being collected.
+type inetSocket struct {
+	*Probe
+	fd          int // the tool's own
+	kind, proto int
+	info        *unix.TCPInfo // of a TCP socket, nil for others
+	entry       *sk_inet.InetSkEntry
+}
+
+// tcp says whether the socket is one of TCP, and no raw one.
+func (s *inetSocket) tcp() bool { return s.info != nil }
+
+// Collect makes an inet_sk_entry.
+func (Inet) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
+	fd, err := p.Dup()
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	s := &inetSocket{Probe: p, fd: fd}
+	if err := s.identify(); err != nil {
+		return nil, err
+	}
+	s.entry = &sk_inet.InetSkEntry{
+		Id: proto.Uint32(id), Ino: proto.Uint32(uint32(p.Stat.Ino)), Family: proto.Uint32(uint32(p.Domain)),
+		Type: proto.Uint32(uint32(s.kind)), Proto: proto.Uint32(uint32(s.proto)), Backlog: proto.Uint32(0),
+		Flags: proto.Uint32(p.Flags), Fown: p.Owner, IpOpts: &sk_inet.IpOptsEntry{}, TcpOpts: &tcp_stream.TcpOptsEntry{},
+	}
+	if err := s.addresses(); err != nil {
+		return nil, err
+	}
+	if err := s.state(f.env); err != nil {
+		return nil, err
+	}
+	if s.entry.Opts, err = socketOptions(fd, p.Domain); err != nil {
+		return nil, err
+	}
+	if err := s.ipOptions(); err != nil {
+		return nil, err
+	}
+	if s.tcp() {
+		s.tcpOptions()
+		if s.entry.GetDstPort() != 0 && !f.env.Options.TCPClose {
+			if err := f.env.Connections.add(s); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return &fdinfo.FileEntry{Isk: s.entry}, nil
+}
+
+// identify finds out what kind of socket it is, and refuses kinds that cannot be dumped.
+func (s *inetSocket) identify() (err error) {
+	if s.kind, err = sockopt.Int(s.fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil {
+		return err
+	}
+	if s.proto, err = sockopt.Int(s.fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); err != nil {
+		return err
+	}
+	if s.kind == unix.SOCK_RAW {
+		return nil
+	}
+	switch s.proto {
+	case unix.IPPROTO_UDP, unix.IPPROTO_UDPLITE, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6:
+		return nil
+	case unix.IPPROTO_TCP, unix.IPPROTO_MPTCP:
+	default:
+		return s.Obstacle(fmt.Sprintf("an IP socket of protocol %d, which cannot be dumped", s.proto), "close it before the dump")
+	}
+	if s.info, err = unix.GetsockoptTCPInfo(s.fd, unix.SOL_TCP, unix.TCP_INFO); err != nil {
+		return fmt.Errorf("TCP_INFO: %w", err)
+	}
+	if s.proto == unix.IPPROTO_MPTCP {
+		if s.info.State != unix.BPF_TCP_LISTEN && s.info.State != unix.BPF_TCP_CLOSE {
+			return s.Obstacle("a connection of MPTCP, which the kernel cannot take apart", "run the program without it: GODEBUG=multipathtcp=0 for Go")
+		}
+		s.proto = unix.IPPROTO_TCP
+	}
+	return nil
+}
+
+// addresses asks where the socket is bound and connected to. The peer's address is asked by an option, which tells it even
+// of a connection that is not yet, or no more.
+func (s *inetSocket) addresses() error {
+	local, err := unix.Getsockname(s.fd)
+	if err != nil {
+		return fmt.Errorf("getsockname: %w", err)
+	}
+	addr, zone, err := addrPort(local)
+	if err != nil {
+		return err
+	}
+	s.entry.SrcAddr, s.entry.SrcPort = addressWords(addr.Addr()), proto.Uint32(uint32(addr.Port()))
+	s.entry.DstAddr, s.entry.DstPort = make([]uint32, len(s.entry.SrcAddr)), proto.Uint32(0)
+	raw, err := sockopt.Bytes(s.fd, unix.SOL_SOCKET, unix.SO_PEERNAME, unix.SizeofSockaddrInet6)
+	switch {
+	case errors.Is(err, unix.ENOTCONN):
+	case err != nil:
+		return err
+	case len(raw) < 4+4*len(s.entry.DstAddr):
+		return fmt.Errorf("the kernel tells a peer's address of %d bytes", len(raw))
+	default:
+		s.entry.DstPort = proto.Uint32(uint32(binary.BigEndian.Uint16(raw[2:])))
+		at := raw[4:] // struct sockaddr_in
+		if s.Domain == unix.AF_INET6 {
+			at = raw[8:] // struct sockaddr_in6
+		}
+		for i := range s.entry.DstAddr {
+			s.entry.DstAddr[i] = binary.NativeEndian.Uint32(at[4*i:])
+		}
+	}
+	if zone != 0 {
+		device, err := net.InterfaceByIndex(int(zone))
+		if err != nil {
+			return fmt.Errorf("device of a link-local address: %w", err)
+		}
+		s.entry.Ifname = proto.String(device.Name)
+	}
+	return nil
+}
+
+func addrPort(sa unix.Sockaddr) (netip.AddrPort, uint32, error) {
+	switch a := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port)), 0, nil
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port)), a.ZoneId, nil
+	}
+	return netip.AddrPort{}, 0, fmt.Errorf("an address of type %T in an IP socket", sa)
+}
+
+// addressWords is an address as images have it: the bytes as on the wire, in words.
+func addressWords(a netip.Addr) []uint32 {
+	var words []uint32
+	for b := a.AsSlice(); len(b) > 0; b = b[4:] {
+		words = append(words, binary.NativeEndian.Uint32(b))
+	}
+	return words
+}
+
+// Directions that are shut down, as the kernel tells them.
+const (
+	shutRead  = 1
+	shutWrite = 2
+)
+
+// state finds out in what state the socket is; those the user has not agreed to are refused.
+func (s *inetSocket) state(env *Env) error {
+	if s.tcp() {
+		return s.tcpState(env)
+	}
+	known, err := env.Sockets.find(s)
+	if err != nil {
+		return err
+	}
+	s.entry.State = proto.Uint32(unix.BPF_TCP_CLOSE)
+	if s.entry.GetDstPort() != 0 || known.State == unix.BPF_TCP_ESTABLISHED {
+		s.entry.State = proto.Uint32(unix.BPF_TCP_ESTABLISHED)
+	}
+	if s.kind == unix.SOCK_RAW || s.proto != unix.IPPROTO_UDP && s.proto != unix.IPPROTO_UDPLITE {
+		return nil
+	}
+	s.setShutdown(known.Shutdown)
+	cork, err := sockopt.Int(s.fd, unix.SOL_UDP, unix.UDP_CORK)
+	if err == nil && cork != 0 {
+		err = s.Obstacle("a corked UDP socket: what it has not sent yet cannot be read", "let it be uncorked before the dump")
+	}
+	return err
+}
+
+func (s *inetSocket) setShutdown(mask uint8) {
+	if mask &= shutRead | shutWrite; mask != 0 {
+		s.entry.Shutdown = sk_opts.SkShutdown(mask).Enum()
+	}
+}
+
+// ipOptions asks for the options of the IP layer. The image has them where they are not zero.
+func (s *inetSocket) ipOptions() error {
+	o := s.entry.IpOpts
+	type option struct {
+		level, name int
+		set         func(int)
+	}
+	flag := func(to **bool) func(int) {
+		return func(v int) {
+			if v != 0 {
+				*to = proto.Bool(true)
+			}
+		}
+	}
+	number := func(to **uint32) func(int) {
+		return func(v int) {
+			if v != 0 {
+				*to = proto.Uint32(uint32(v))
+			}
+		}
+	}
+	list := []option{
+		{unix.SOL_IP, unix.IP_FREEBIND, flag(&o.Freebind)}, {unix.SOL_IP, unix.IP_PKTINFO, flag(&o.Pktinfo)},
+		{unix.SOL_IP, unix.IP_TOS, number(&o.Tos)}, {unix.SOL_IP, unix.IP_TTL, number(&o.Ttl)},
+	}
+	if s.Domain == unix.AF_INET6 {
+		list = []option{
+			{unix.SOL_IPV6, unix.IPV6_FREEBIND, flag(&o.Freebind)}, {unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, flag(&o.Pktinfo)},
+			{unix.SOL_IPV6, unix.IPV6_V6ONLY, func(v int) { s.entry.V6Only = proto.Bool(v != 0) }},
+		}
+	}
+	if s.kind == unix.SOCK_RAW {
+		o.Raw = &sk_inet.IpOptsRawEntry{}
+		if s.Domain == unix.AF_INET6 {
+			list = append(list, option{unix.SOL_IPV6, unix.IPV6_HDRINCL, flag(&o.Raw.Hdrincl)})
+		} else {
+			list = append(list, option{unix.SOL_IP, unix.IP_HDRINCL, flag(&o.Raw.Hdrincl)}, option{unix.SOL_IP, unix.IP_NODEFRAG, flag(&o.Raw.Nodefrag)})
+		}
+		if err := s.icmpFilter(o.Raw); err != nil {
+			return err
+		}
+	}
+	for _, opt := range list {
+		v, err := sockopt.Int(s.fd, opt.level, opt.name)
+		if errors.Is(err, unix.ENOPROTOOPT) {
+			continue // a kernel, or a protocol, without it
+		}
+		if err != nil {
+			return err
+		}
+		opt.set(v)
+	}
+	return nil
+}
+
+// icmpFilter asks which messages a raw ICMP socket does not get.
+func (s *inetSocket) icmpFilter(o *sk_inet.IpOptsRawEntry) error {
+	level, name, size := unix.SOL_RAW, 1, 4 // ICMP_FILTER
+	switch {
+	case s.Domain == unix.AF_INET && s.proto == unix.IPPROTO_ICMP:
+	case s.Domain == unix.AF_INET6 && s.proto == unix.IPPROTO_ICMPV6:
+		level, name, size = unix.SOL_ICMPV6, unix.ICMPV6_FILTER, 32
+	default:
+		return nil
+	}
+	b, err := sockopt.Bytes(s.fd, level, name, size)
+	for ; err == nil && len(b) >= 4; b = b[4:] {
+		o.IcmpvFilter = append(o.IcmpvFilter, binary.NativeEndian.Uint32(b))
+	}
+	return err
+}
+
+// InetSockets are the IP sockets the kernel lists, each protocol asked for once, when it is met.
+type InetSockets struct {
+	known map[[2]int]map[uint32]sockdiag.Inet
+}
+
+// find is what the kernel's tables say of a socket, nothing of one that is neither bound nor connected.
+func (k *InetSockets) find(s *inetSocket) (sockdiag.Inet, error) {
+	if k.known == nil {
+		k.known = map[[2]int]map[uint32]sockdiag.Inet{}
+	}
+	protocol := s.proto
+	if s.kind == unix.SOCK_RAW || protocol == unix.IPPROTO_ICMP || protocol == unix.IPPROTO_ICMPV6 {
+		return sockdiag.Inet{}, nil // nothing to be known but by the socket itself
+	}
+	key := [2]int{s.Domain, protocol}
+	if k.known[key] == nil {
+		all, err := sockdiag.DumpInet(uint8(s.Domain), uint8(protocol))
+		if err != nil {
+			return sockdiag.Inet{}, err
+		}
+		k.known[key] = all
+	}
+	return k.known[key][uint32(s.Stat.Ino)], nil
+}

@@ -1,0 +1,87 @@
+package stages
+
+import (
+	"context"
+	"errors"
+
+	"cryo/collectors"
+	"cryo/internal/netlock"
+	"cryo/internal/options"
+	"cryo/pipeline"
+)
+
+// connections stores the TCP connections of the tree, under a lock of the network, and emits the tasks. The sockets stay
+// in repair mode: they end with their tasks and nobody is told, or leave it when the tasks are let go.
+func (d *dumper) connections(_ *pipeline.Stage, tasks []*collectors.Task, emit func(*collectors.Task) error) error {
+	if conns := d.env.Connections; conns.Len() > 0 {
+		if err := d.disconnect(conns); err != nil {
+			return err
+		}
+	}
+	for _, t := range tasks {
+		if err := emit(t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// disconnect locks the network and takes the connections. Undone in reverse, the network is open again when the sockets
+// leave repair mode, so that the window probes they send get through.
+func (d *dumper) disconnect(conns *collectors.Connections) error {
+	sockets := conns.Sockets()
+	var records []pipeline.UndoRecord
+	for _, s := range sockets.Chunks() {
+		records = append(records, s)
+	}
+	leave := func(context.Context) error { return sockets.Leave() }
+	if err := d.pushUndo("take sockets out of repair mode", leave, records...); err != nil {
+		return err
+	}
+	if d.locks() {
+		table := netlock.Table(d.runID, 0)
+		unlock := func(context.Context) error { return netlock.Unlock(table) }
+		if err := d.pushUndo("unlock the network", unlock, netlock.Record{Table: table}); err != nil {
+			return err
+		}
+		if err := netlock.Lock(table, conns.Ends()); err != nil {
+			return err
+		}
+	}
+	return conns.Store(d.env.Images)
+}
+
+// locks says whether the dump locks the network.
+func (d *dumper) locks() bool {
+	return d.env.Connections.Len() > 0 && d.o.NetworkLock != options.LockSkip
+}
+
+// lockMethod is what the set says of the lock. It is one of nf_tables even where iptables was asked for: what iptables
+// does, a table of our own does without its command and without touching the tables of others.
+func (d *dumper) lockMethod() options.NetworkLock {
+	if d.locks() {
+		return options.LockNftables
+	}
+	return d.o.NetworkLock
+}
+
+// reconnections is what the guardian has to know to do reconnect.
+func (d *dumper) reconnections() []pipeline.UndoRecord {
+	var records []pipeline.UndoRecord
+	if d.locks() {
+		records = append(records, netlock.Record{Table: netlock.Table(d.runID, 0)})
+	}
+	for _, s := range d.env.Connections.Sockets().Chunks() {
+		records = append(records, s)
+	}
+	return records
+}
+
+// reconnect gives the connections back to tasks that live on.
+func (d *dumper) reconnect() error {
+	var errs []error
+	if d.locks() {
+		errs = append(errs, netlock.Unlock(netlock.Table(d.runID, 0)))
+	}
+	return errors.Join(append(errs, d.env.Connections.Sockets().Leave())...)
+}
