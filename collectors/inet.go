@@ -127,12 +127,16 @@ func (s *inetSocket) addresses() error {
 	}
 	s.entry.SrcAddr, s.entry.SrcPort = addressWords(addr.Addr()), proto.Uint32(uint32(addr.Port()))
 	s.entry.DstAddr, s.entry.DstPort = make([]uint32, len(s.entry.SrcAddr)), proto.Uint32(0)
-	raw, err := sockopt.Bytes(s.fd, unix.SOL_SOCKET, unix.SO_PEERNAME, unix.SizeofSockaddrInet6)
+	size := unix.SizeofSockaddrInet4
+	if s.Domain == unix.AF_INET6 {
+		size = unix.SizeofSockaddrInet6
+	}
+	raw, err := sockopt.Bytes(s.fd, unix.SOL_SOCKET, unix.SO_PEERNAME, size)
 	switch {
 	case errors.Is(err, unix.ENOTCONN):
 	case err != nil:
 		return err
-	case len(raw) < 4+4*len(s.entry.DstAddr):
+	case len(raw) != size:
 		return fmt.Errorf("the kernel tells a peer's address of %d bytes", len(raw))
 	default:
 		s.entry.DstPort = proto.Uint32(uint32(binary.BigEndian.Uint16(raw[2:])))

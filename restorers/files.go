@@ -66,12 +66,13 @@ type File struct {
 
 // FilePlan says who makes which file and who receives it.
 type FilePlan struct {
-	Tables  []*Table
-	ByNode  map[*Node]*Table
-	Files   map[uint32]*File
-	limits  Limits
-	fillers []filler
-	tool    int // pid of the tool as the tasks see it
+	Tables      []*Table
+	ByNode      map[*Node]*Table
+	Files       map[uint32]*File
+	limits      Limits
+	fillers     []filler
+	connections []*inetSocket // of TCP, in repair mode until the tree is let go
+	tool        int           // pid of the tool as the tasks see it
 }
 
 // FilePlanner is what restorers plan with.

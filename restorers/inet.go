@@ -230,7 +230,9 @@ func (s *inetSocket) optionsToBind(shared bool) []inetOption {
 	if s.GetV6Only() {
 		list = append(list, inetOption{unix.SOL_IPV6, unix.IPV6_V6ONLY})
 	}
-	if s.GetFamily() == unix.AF_INET6 || s.IpOpts.GetFreebind() {
+	if s.GetFamily() == unix.AF_INET6 {
+		list = append(list, inetOption{unix.SOL_IPV6, unix.IPV6_FREEBIND})
+	} else if s.IpOpts.GetFreebind() {
 		list = append(list, inetOption{unix.SOL_IP, unix.IP_FREEBIND})
 	}
 	return list
@@ -276,7 +278,7 @@ func (s *inetSocket) emitIPOptions(b *remote.Builder, fd int) {
 	o := s.IpOpts
 	if s.GetFamily() == unix.AF_INET6 {
 		if s.GetSrcPort() != 0 || o.GetFreebind() {
-			setOption(b, fd, unix.SOL_IP, unix.IP_FREEBIND, flag(o.GetFreebind()))
+			setOption(b, fd, unix.SOL_IPV6, unix.IPV6_FREEBIND, flag(o.GetFreebind()))
 		}
 		if o.GetPktinfo() {
 			setOption(b, fd, unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1)

@@ -72,17 +72,12 @@ func (d *dumper) graph() *pipeline.Graph {
 	whole := pipeline.Gather(g, "whole-tree", named)
 	asked := pipeline.Map(g, "parasite-state", whole, d.parasiteState,
 		pipeline.Doc("ask all tasks about themselves; refuse here what cannot be dumped"))
-<<<<<<< HEAD
+	told := pipeline.FlatMap(g, "connections", asked, d.connections,
+		pipeline.Doc("lock the network and store TCP connections"))
 	stored := pipeline.Gather(g, "whole-memory", dumpMemory(g, told, d.memory))
 	kept := pipeline.FlatMap(g, "let-go", stored, d.letGo,
 		pipeline.Doc("store shared memory; a tree that is to run on does so from here"))
 	written := pipeline.Map(g, "write-tasks", kept, d.writeTask, pipeline.Workers(cpus), pipeline.InOrder(),
-=======
-	told := pipeline.FlatMap(g, "connections", asked, d.connections,
-		pipeline.Doc("lock the network and store TCP connections"))
-	stored := dumpMemory(g, told, d.memory)
-	written := pipeline.Map(g, "write-tasks", stored, d.writeTask,
->>>>>>> 1c19c99 (wip inet)
 		pipeline.Doc("write the small images of a task"))
 
 	shared := pipeline.Map(g, "collect-shared", both[1], d.collectShared,

@@ -50,9 +50,10 @@ type dumper struct {
 	rootIDs *criu_core.TaskKobjIdsEntry
 	cgroups *collectors.Cgroups
 
-	thawing  *pipeline.UndoStep // lets the tree go
-	ejecting *pipeline.UndoStep // takes the engine out of it
-	gone     bool               // both have been done
+	thawing      *pipeline.UndoStep   // lets the tree go
+	ejecting     *pipeline.UndoStep   // takes the engine out of it
+	reconnecting []*pipeline.UndoStep // give it its connections back
+	gone         bool                 // all have been done
 
 	frozen     func() // ends the measured time of the stop
 	postFailed error  // of the post-dump action

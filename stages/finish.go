@@ -42,7 +42,7 @@ func (d *dumper) letGo(s *pipeline.Stage, tasks []*collectors.Task, emit func(*c
 		return err
 	}
 	if d.o.Final == options.LeaveRunning && d.scripts.Scripts == nil && d.scripts.Notify == nil && d.freezer.group == nil {
-		for _, step := range []*pipeline.UndoStep{d.ejecting, d.thawing} {
+		for _, step := range append(d.reconnecting, d.ejecting, d.thawing) {
 			if err := step.Run(s.Context()); err != nil {
 				return err
 			}

@@ -34,14 +34,16 @@ func (d *dumper) disconnect(conns *collectors.Connections) error {
 	for _, s := range sockets.Chunks() {
 		records = append(records, s)
 	}
-	leave := func(context.Context) error { return sockets.Leave() }
-	if err := d.pushUndo("take sockets out of repair mode", leave, records...); err != nil {
+	leave, err := d.undo.Push("take sockets out of repair mode", 0, func(context.Context) error { return sockets.Leave() }, records...)
+	d.reconnecting = []*pipeline.UndoStep{leave}
+	if err != nil {
 		return err
 	}
 	if d.locks() {
 		table := netlock.Table(d.runID, 0)
-		unlock := func(context.Context) error { return netlock.Unlock(table) }
-		if err := d.pushUndo("unlock the network", unlock, netlock.Record{Table: table}); err != nil {
+		unlock, err := d.undo.Push("unlock the network", 0, func(context.Context) error { return netlock.Unlock(table) }, netlock.Record{Table: table})
+		d.reconnecting = []*pipeline.UndoStep{unlock, leave}
+		if err != nil {
 			return err
 		}
 		if err := netlock.Lock(table, conns.Ends()); err != nil {

@@ -27,6 +27,9 @@ func (r *restorer) reconnection(f *family) (*reconnection, error) {
 
 // records is what the guardian has to know to do it.
 func (c *reconnection) records() []pipeline.UndoRecord {
+	if c == nil {
+		return nil
+	}
 	records := []pipeline.UndoRecord{netlock.Record{Table: c.table}}
 	for _, s := range c.sockets.Chunks() {
 		records = append(records, s)
@@ -35,6 +38,9 @@ func (c *reconnection) records() []pipeline.UndoRecord {
 }
 
 func (c *reconnection) do() error {
+	if c == nil {
+		return nil
+	}
 	defer c.sockets.Close()
 	return errors.Join(netlock.Unlock(c.table), c.sockets.Leave())
 }

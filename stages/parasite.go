@@ -16,24 +16,17 @@ var errDryRun = errors.New("dry run")
 
 // parasiteState asks all tasks about themselves. It is where a dump that cannot be done is refused, with
 // everything that stands in its way, before memory is stored.
-<<<<<<< HEAD
-func (d *dumper) parasiteState(s *pipeline.Stage, tasks []*collectors.Task, emit func(*collectors.Task) error) error {
+func (d *dumper) parasiteState(s *pipeline.Stage, tasks []*collectors.Task) ([]*collectors.Task, error) {
 	var err error
 	d.ejecting, err = d.undo.Push("take the parasites out", 0, d.ejectAll(tasks), evictions(tasks)...)
 	if err != nil {
-		return err
-=======
-func (d *dumper) parasiteState(s *pipeline.Stage, tasks []*collectors.Task) ([]*collectors.Task, error) {
-	records := evictions(tasks)
-	if err := d.pushUndo("take the parasites out", d.ejectAll(tasks), records...); err != nil {
 		return nil, err
->>>>>>> 1c19c99 (wip inet)
 	}
 	if err := d.tracer.Do(func() error { return d.ask(tasks) }); err != nil {
 		return nil, err
 	}
 	if err := d.env.Files.Finish(); err != nil {
-		return err
+		return nil, err
 	}
 	for _, o := range d.env.Obstacles.All() {
 		s.Logger().Error(o.Error())

@@ -23,11 +23,18 @@ func (r *restorer) resume(s *pipeline.Stage, f *family) error {
 	if err := r.writePidFile(s); err != nil {
 		return err
 	}
-	if err := r.release(s, f); err != nil {
+	links, err := r.reconnection(f)
+	if err != nil {
+		return err
+	}
+	if err := r.release(s, f, links); err != nil {
 		return err
 	}
 	// From here on the tree lives by itself.
 	if err := s.Undo().Commit(); err != nil {
+		return err
+	}
+	if err := links.do(); err != nil {
 		return err
 	}
 	if err := r.detach(f); err != nil {
@@ -44,11 +51,11 @@ func (r *restorer) resume(s *pipeline.Stage, f *family) error {
 // release makes the tree outlive the tool, all of it or nothing. A task that is no more killed with its tracer goes on by
 // itself when the tracer dies, so what is left to do is to stop killing. One task does that in a moment: as long as any
 // of its threads is to be killed, all of them are. Of several, some might have been released already when the tool dies;
-// the guardian ends those, until the commit that follows.
-func (r *restorer) release(s *pipeline.Stage, f *family) error {
+// the guardian ends those, until the commit that follows; after it, it gives them their connections back.
+func (r *restorer) release(s *pipeline.Stage, f *family, links *reconnection) error {
 	live := f.alive()
-	if len(live) > 1 {
-		if err := r.insure(s, live); err != nil {
+	if len(live) > 1 || links != nil {
+		if err := r.insure(s, live, links.records()); err != nil {
 			return err
 		}
 	}
@@ -71,10 +78,16 @@ func (r *restorer) release(s *pipeline.Stage, f *family) error {
 	})
 }
 
-// insure starts a guardian that kills the tasks if the tool dies before it commits.
-func (r *restorer) insure(s *pipeline.Stage, live []*member) error {
-	if err := r.startGuardian(); err != nil {
+// insure starts a guardian that kills the tasks if the tool dies before it commits, and does what finish says if it dies
+// after that.
+func (r *restorer) insure(s *pipeline.Stage, live []*member, finish []pipeline.UndoRecord) error {
+	if err := r.startGuardian(); err != nil || r.guard == nil {
 		return err
+	}
+	for _, record := range finish {
+		if _, err := r.guard.Finish(record); err != nil {
+			return err
+		}
 	}
 	var records []pipeline.UndoRecord
 	for at := 0; at < len(live); at += pidsPerRecord {
