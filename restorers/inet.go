@@ -136,8 +136,11 @@ func (s *inetSocket) Emit(lv Level, b *remote.Builder, slots *Slots) error {
 	case Attach:
 		fd := slots.Number(id)
 		b.Call(unix.SYS_FCNTL, remote.Imm(fd), remote.Imm(unix.F_SETFL), remote.Imm(s.GetFlags()&settable)).Must().Discard()
-		emitSocketOptions(b, fd, s.Opts)
 		s.emitIPOptions(b, fd)
+		if s.IpOpts.GetTos() != 0 && s.Opts.SoPriority != nil {
+			setNumber(b, fd, unix.SOL_SOCKET, unix.SO_PRIORITY, int(s.Opts.GetSoPriority())) // which follows IP_TOS
+		}
+		emitSocketOptions(b, fd, s.Opts)
 		s.emitTCPOptions(b, fd)
 		s.emitReuse(b, fd)
 		s.emitShutdown(b, fd)
@@ -269,8 +272,8 @@ func (s *inetSocket) emitReuse(b *remote.Builder, fd int) {
 	if s.connection() && !s.closed {
 		return // leaving repair mode sets it
 	}
-	setOption(b, fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, flag(s.Opts.GetReuseaddr()))
-	setOption(b, fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, flag(s.Opts.GetSoReuseport()))
+	setNumber(b, fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, flag(s.Opts.GetReuseaddr()))
+	setNumber(b, fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, flag(s.Opts.GetSoReuseport()))
 }
 
 // emitIPOptions sets the options of the IP layer.
@@ -278,23 +281,23 @@ func (s *inetSocket) emitIPOptions(b *remote.Builder, fd int) {
 	o := s.IpOpts
 	if s.GetFamily() == unix.AF_INET6 {
 		if s.GetSrcPort() != 0 || o.GetFreebind() {
-			setOption(b, fd, unix.SOL_IPV6, unix.IPV6_FREEBIND, flag(o.GetFreebind()))
+			setNumber(b, fd, unix.SOL_IPV6, unix.IPV6_FREEBIND, flag(o.GetFreebind()))
 		}
 		if o.GetPktinfo() {
-			setOption(b, fd, unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1)
+			setNumber(b, fd, unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1)
 		}
 	} else {
 		if o.GetFreebind() {
-			setOption(b, fd, unix.SOL_IP, unix.IP_FREEBIND, 1)
+			setNumber(b, fd, unix.SOL_IP, unix.IP_FREEBIND, 1)
 		}
 		if o.GetPktinfo() {
-			setOption(b, fd, unix.SOL_IP, unix.IP_PKTINFO, 1)
+			setNumber(b, fd, unix.SOL_IP, unix.IP_PKTINFO, 1)
 		}
 		if o.GetTos() != 0 {
-			setOption(b, fd, unix.SOL_IP, unix.IP_TOS, int(o.GetTos()))
+			setNumber(b, fd, unix.SOL_IP, unix.IP_TOS, int(o.GetTos()))
 		}
 		if o.GetTtl() != 0 {
-			setOption(b, fd, unix.SOL_IP, unix.IP_TTL, int(o.GetTtl()))
+			setNumber(b, fd, unix.SOL_IP, unix.IP_TTL, int(o.GetTtl()))
 		}
 	}
 	if o.GetRaw() != nil {
@@ -308,10 +311,10 @@ func (s *inetSocket) emitRawOptions(b *remote.Builder, fd int, o *sk_inet.IpOpts
 		level, header, icmp, filter = unix.SOL_IPV6, unix.IPV6_HDRINCL, unix.SOL_ICMPV6, unix.ICMPV6_FILTER
 	}
 	if o.Hdrincl != nil {
-		setOption(b, fd, level, header, flag(o.GetHdrincl()))
+		setNumber(b, fd, level, header, flag(o.GetHdrincl()))
 	}
 	if o.GetNodefrag() {
-		setOption(b, fd, unix.SOL_IP, unix.IP_NODEFRAG, 1)
+		setNumber(b, fd, unix.SOL_IP, unix.IP_NODEFRAG, 1)
 	}
 	if n := len(o.IcmpvFilter); n > 0 && (s.GetProto() == unix.IPPROTO_ICMP || s.GetProto() == unix.IPPROTO_ICMPV6) {
 		b.Call(unix.SYS_SETSOCKOPT, remote.Imm(fd), remote.Imm(icmp), remote.Imm(filter), b.Bytes(words32(o.IcmpvFilter)), remote.Imm(4*n)).Must().Discard()
@@ -330,8 +333,8 @@ func (s *inetSocket) emitShutdown(b *remote.Builder, fd int) {
 	}
 }
 
-// setOption sets an option whose value is a number.
-func setOption(b *remote.Builder, fd, level, name, value int) {
+// setNumber sets an option whose value is a number.
+func setNumber(b *remote.Builder, fd, level, name, value int) {
 	b.Call(unix.SYS_SETSOCKOPT, remote.Imm(fd), remote.Imm(level), remote.Imm(name), b.Bytes(words32([]uint32{uint32(value)})), remote.Imm(4)).Must().Discard()
 }
 

@@ -327,7 +327,7 @@ func (s *inetSocket) emitTCPOptions(b *remote.Builder, fd int) {
 		{unix.TCP_KEEPINTVL, max(o.GetKeepintvl(), s.Opts.GetTcpKeepintvl())},
 	} {
 		if opt.value != 0 {
-			setOption(b, fd, unix.SOL_TCP, opt.name, int(opt.value))
+			setNumber(b, fd, unix.SOL_TCP, opt.name, int(opt.value))
 		}
 	}
 }

@@ -65,6 +65,7 @@ var built = map[Capability]bool{
 	Inherit:     true,
 	Terminals:   true,
 	ExternalRes: true,
+	TCP:         true,
 }
 
 // Built reports whether the tool has a capability.

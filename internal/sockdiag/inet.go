@@ -29,10 +29,10 @@ type Inet struct {
 const (
 	inetReqSize  = 56
 	inetMsgSize  = 72
-	inetState     = 1
-	inetRQueue    = 56
-	inetWQueue    = 60
-	inetInode     = 68
+	inetState    = 1
+	inetRQueue   = 56
+	inetWQueue   = 60
+	inetInode    = 68
 	inetShutdown = 8
 )
 
