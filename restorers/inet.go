@@ -280,9 +280,7 @@ func (s *inetSocket) emitReuse(b *remote.Builder, fd int) {
 func (s *inetSocket) emitIPOptions(b *remote.Builder, fd int) {
 	o := s.IpOpts
 	if s.GetFamily() == unix.AF_INET6 {
-		if s.GetSrcPort() != 0 || o.GetFreebind() {
-			setNumber(b, fd, unix.SOL_IPV6, unix.IPV6_FREEBIND, flag(o.GetFreebind()))
-		}
+		setNumber(b, fd, unix.SOL_IPV6, unix.IPV6_FREEBIND, flag(o.GetFreebind()))
 		if o.GetPktinfo() {
 			setNumber(b, fd, unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1)
 		}
