@@ -221,3 +221,45 @@ func FuzzParseMaps(f *testing.F) {
 		}
 	})
 }
+
+// manyMappings maps n times two pages, of which one is written, with room between.
+func manyMappings(b *testing.B, n int) {
+	b.Helper()
+	const stride = 4 * 4096
+	room, err := unix.Mmap(-1, 0, n*stride, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { unix.Munmap(room) })
+	for i := range n {
+		part := room[i*stride : i*stride+2*4096]
+		if err := unix.Mprotect(part, unix.PROT_READ|unix.PROT_WRITE); err != nil {
+			b.Skip("the system allows fewer mappings:", err)
+		}
+		part[0] = 1
+	}
+}
+
+// BenchmarkList lists 10,000 mappings with their neighbours, 20,000 in all; BenchmarkReadFlags reads their flags.
+func BenchmarkList(b *testing.B) {
+	manyMappings(b, 10000)
+	for b.Loop() {
+		if _, err := List(os.Getpid()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkReadFlags(b *testing.B) {
+	manyMappings(b, 10000)
+	maps, err := List(os.Getpid())
+	if err != nil {
+		b.Fatal(err)
+	}
+	// The runtime may map more meanwhile; what is asked for stays.
+	for b.Loop() {
+		if _, err := ReadFlags(os.Getpid(), maps[:1]); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
