@@ -1,6 +1,7 @@
 package stages
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -70,7 +71,24 @@ func (f *freezer) freeze(ctx context.Context, pid int) (*collectors.Task, error)
 	if len(root.Threads) == 0 {
 		return nil, fmt.Errorf("task %d ended while it was being stopped", pid)
 	}
+	for _, t := range f.tasks {
+		sortThreads(t)
+	}
 	return root, nil
+}
+
+// sortThreads puts the leader first, the others in order of tid. The leader's is not always the lowest: ids start anew
+// when they have run out.
+func sortThreads(t *collectors.Task) {
+	slices.SortFunc(t.Threads, func(a, b *collectors.Thread) int {
+		switch t.Pid {
+		case a.Tid:
+			return -1
+		case b.Tid:
+			return 1
+		}
+		return cmp.Compare(a.Tid, b.Tid)
+	})
 }
 
 // seizePatience is how long seizing may take while a control group is frozen.

@@ -3,6 +3,8 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 	"testing"
 )
 
@@ -126,4 +128,25 @@ func eachPeerWorkload(t *testing.T, body func(t *testing.T, start func() *Target
 			body(t, func() *Target { return tools.StartWorkload(t, w.name, w.args...) })
 		})
 	}
+}
+
+// TestIdsWrapAround takes a task whose threads have lower ids than its leader:
+// ids start anew when they have run out.
+func TestIdsWrapAround(t *testing.T) {
+	RequireRoot(t)
+	limit, err := os.ReadFile("/proc/sys/kernel/pid_max")
+	if err != nil {
+		t.Fatal(err)
+	}
+	last, err := strconv.Atoi(strings.TrimSpace(string(limit)))
+	if err == nil {
+		err = os.WriteFile("/proc/sys/kernel/ns_last_pid", []byte(strconv.Itoa(last-40)), 0)
+	}
+	if err != nil {
+		t.Skipf("cannot choose the next pid: %v", err)
+	}
+	target, images := tools.StartWorkload(t, "threads", "100"), t.TempDir()
+	target.Dump(tools.Criu, images)
+	target.Restore(tools.Criu, images)
+	target.Go()
 }
