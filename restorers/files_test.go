@@ -95,7 +95,7 @@ var testKinds = map[fdinfo.FdTypes]Restorer{
 
 func planFDs(t testing.TB, s *Set, opt *FileOptions) (*FilePlan, error) {
 	t.Helper()
-	tree, err := PlanTree(s, false)
+	tree, err := PlanTree(s, false, sparePID)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,10 @@ type Node struct {
 	Session int // session it ends in; 0 is the tool's own
 	Group   int // process group it ends in; 0 is the tool's own
 
+	// Orphan says that the node is to lose its forker, a helper that ends, so that it falls to Parent. Parent has to be
+	// a subreaper at that moment, and no task between the two.
+	Orphan bool
+
 	forks []*Node
 }
 
@@ -28,14 +32,8 @@ func (n *Node) Helper() bool { return n.Task == nil }
 // LeadsSession says whether the node has to call setsid.
 func (n *Node) LeadsSession() bool { return n.Session == n.ID }
 
-// LeadsGroup says whether the node has to make the process group it is the leader of.
-func (n *Node) LeadsGroup() bool { return n.Group == n.ID && !n.LeadsSession() }
-
-// JoinsGroup says whether the node has to enter another's process group. Its forker's is not relied upon.
-func (n *Node) JoinsGroup() bool { return n.Group != n.ID && n.Group != 0 }
-
 // Adopted says whether the node is cloned with CLONE_PARENT, so that it becomes its forker's brother.
-func (n *Node) Adopted() bool { return n.Forker != nil && n.Forker != n.Parent }
+func (n *Node) Adopted() bool { return n.Forker != nil && n.Forker != n.Parent && !n.Orphan }
 
 // ForksBefore lists whom the node forks before it calls setsid, ForksAfter the others.
 func (n *Node) ForksBefore() []*Node { return n.forksIf(true) }
@@ -68,9 +66,9 @@ type Tree struct {
 }
 
 // PlanTree decides who forks whom. With shellJob the session and the group of the root, which are a shell's, become the
-// tool's own.
-func PlanTree(s *Set, shellJob bool) (*Tree, error) {
-	p := &treePlan{set: s, t: &Tree{ByPID: map[int]*Node{}}, tids: map[int]bool{}}
+// tool's own. spare finds a pid for a helper that needs a certain one no more than not to be in the way.
+func PlanTree(s *Set, shellJob bool, spare func(taken func(int) bool) (int, error)) (*Tree, error) {
+	p := &treePlan{set: s, t: &Tree{ByPID: map[int]*Node{}}, tids: map[int]bool{}, spare: spare}
 	root := s.Tasks[0]
 	outside := func(id int) bool { return id == 0 }
 	if shellJob {
@@ -108,6 +106,8 @@ type treePlan struct {
 	set  *Set
 	t    *Tree
 	tids map[int]bool // threads that are no leaders
+
+	spare func(taken func(int) bool) (int, error)
 }
 
 func (p *treePlan) add(n *Node) *Node {
@@ -137,8 +137,7 @@ func (p *treePlan) run() (*Tree, error) {
 			return nil, err
 		}
 	}
-	p.t.Root.Born = 0
-	for _, n := range p.t.Nodes[1:] {
+	for _, n := range slices.Clone(p.t.Nodes[1:]) {
 		if err := p.forker(n); err != nil {
 			return nil, err
 		}
@@ -182,6 +181,10 @@ func (p *treePlan) leaders() error {
 // born decides in which session n is forked. Who calls no setsid is born where it stays; who does is born wherever its
 // parent is, unless a child of it was born before the call.
 func (p *treePlan) born(n *Node) error {
+	if n.Parent == nil {
+		n.Born = 0
+		return nil
+	}
 	if !n.LeadsSession() {
 		n.Born = n.Session
 		return nil
@@ -217,10 +220,91 @@ func (p *treePlan) forker(n *Node) error {
 		n.Forker = n.Parent
 	case n.Born != 0 && l != nil && l.Parent == n.Parent:
 		n.Forker = l
+	case n.Born != 0 && l != nil && l.below(n.Parent):
+		return p.orphan(n, l)
 	default:
 		return fmt.Errorf("%s has session %d, which its parent %s never had: the order of forks and setsid calls behind that is not known", n, n.Born, n.Parent)
 	}
 	return nil
+}
+
+// below says whether n is a descendant of other.
+func (n *Node) below(other *Node) bool {
+	for n != nil && n != other {
+		n = n.Parent
+	}
+	return n != nil
+}
+
+// orphan makes n the child of a helper in the session of leader: when the helper ends, n falls to its parent, as it did
+// when whoever forked it died.
+func (p *treePlan) orphan(n, leader *Node) error {
+	pid, err := p.spare(func(pid int) bool { return p.t.ByPID[pid] != nil || p.tids[pid] })
+	if err != nil {
+		return err
+	}
+	h, err := p.helper(pid, leader, leader.Session, 0, fmt.Sprintf("the lost parent of %s", n))
+	if err != nil {
+		return err
+	}
+	h.Born, h.Forker = leader.Session, leader
+	n.Forker, n.Orphan = h, true
+	return nil
+}
+
+// GroupMove is one setpgid(0, Group) of a node.
+type GroupMove struct {
+	*Node
+	Group int
+}
+
+// GroupMoves lists the calls of setpgid by which all nodes come into their process groups, in turns: the calls of one turn
+// may be made at the same time. First every group is founded by its leader, then joined; leaders that have gone to another
+// group since go last, when somebody else keeps their own alive.
+func (t *Tree) GroupMoves() ([][]GroupMove, error) {
+	wanted := map[int]int{} // how many nodes are to be in a group
+	for _, n := range t.Nodes {
+		wanted[n.Group]++
+	}
+	var found, join []GroupMove
+	var leave []*Node
+	born := map[*Node]int{} // the group each node is forked in
+	for _, n := range t.Nodes {
+		if f := n.Forker; f != nil {
+			if born[n] = born[f]; f.LeadsSession() && n.Born == f.Session {
+				born[n] = f.ID
+			}
+		}
+		founds := wanted[n.ID] > 0 && !n.LeadsSession()
+		if founds {
+			found = append(found, GroupMove{n, n.ID})
+		}
+		switch {
+		case n.Group == 0 || n.Group == n.ID || n.Group == born[n] && !founds:
+		case founds:
+			leave = append(leave, n)
+		default:
+			join = append(join, GroupMove{n, n.Group})
+		}
+	}
+	turns := [][]GroupMove{found, join}
+	here := map[int]int{} // how many nodes that stay are in a group
+	for _, n := range t.Nodes {
+		if !slices.Contains(leave, n) {
+			here[n.Group]++
+		}
+	}
+	for len(leave) > 0 {
+		i := slices.IndexFunc(leave, func(n *Node) bool { return here[n.ID] > 0 })
+		if i < 0 {
+			return nil, fmt.Errorf("%s left process group %d to others in a way that is not known", leave[0], leave[0].ID)
+		}
+		n := leave[i]
+		leave = slices.Delete(leave, i, i+1)
+		here[n.Group]++
+		turns = append(turns, []GroupMove{{n, n.Group}})
+	}
+	return turns, nil
 }
 
 // order sorts the nodes so that forkers come first, and sets the levels.

@@ -14,37 +14,18 @@ import (
 // endHelpers lets the helpers go, reaped by their parents, and then those tasks that are dead in the set, which stay
 // zombies. Sessions and groups are made by then, and files of /proc opened.
 func (r *restorer) endHelpers(f *family) error {
-	helpers := map[*member][]int{} // by parent
-	var parents []*member
+	adopters := f.adopters()
+	if err := r.runAll(adopters, "adopt orphans", subreaper(1)); err != nil {
+		return err
+	}
 	err := r.tracer.Do(func() error {
-		for _, m := range f.members {
-			if !m.Helper() {
-				continue
+		for _, m := range slices.Backward(f.members) { // the helpers of helpers first
+			if m.Helper() {
+				if err := r.endHelper(m, f.byNode[m.Parent]); err != nil {
+					return fmt.Errorf("%s: %w", m.Node, err)
+				}
 			}
-			if err := r.die(m, 0); err != nil {
-				return fmt.Errorf("%s: %w", m.Node, err)
-			}
-			p := f.byNode[m.Parent]
-			if helpers[p] == nil {
-				parents = append(parents, p)
-			}
-			helpers[p] = append(helpers[p], m.ID)
 		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	err = r.runAll(parents, "reap helpers", func(m *member, b *remote.Builder) error {
-		for _, pid := range helpers[m] {
-			b.Call(unix.SYS_WAIT4, remote.Imm(pid), remote.Imm(0), remote.Imm(unix.WALL), remote.Imm(0)).Must().Discard()
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	return r.tracer.Do(func() error {
 		for _, m := range f.members {
 			if m.Helper() || !m.Dead() {
 				continue
@@ -55,6 +36,40 @@ func (r *restorer) endHelpers(f *family) error {
 		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	return r.runAll(adopters, "adopt no more", subreaper(0)) // whose image says otherwise becomes it again
+}
+
+// adopters lists the parents of tasks that are to fall to them.
+func (f *family) adopters() []*member {
+	var some []*member
+	for _, m := range f.members {
+		if m.Orphan && !slices.Contains(some, f.byNode[m.Parent]) {
+			some = append(some, f.byNode[m.Parent])
+		}
+	}
+	return some
+}
+
+// subreaper makes a task one to whom the orphans among its descendants fall, or no more.
+func subreaper(on int) func(*member, *remote.Builder) error {
+	return func(_ *member, b *remote.Builder) error {
+		b.Call(unix.SYS_PRCTL, remote.Imm(unix.PR_SET_CHILD_SUBREAPER), remote.Imm(on), remote.Imm(0), remote.Imm(0), remote.Imm(0)).Must().Discard()
+		return nil
+	}
+}
+
+// endHelper lets a helper go and its parent collect it. It runs on the tracer's thread.
+func (r *restorer) endHelper(m, parent *member) error {
+	if err := r.die(m, 0); err != nil {
+		return err
+	}
+	b := remote.NewBuilder("collect a helper")
+	b.Call(unix.SYS_WAIT4, remote.Imm(m.ID), remote.Imm(0), remote.Imm(unix.WALL), remote.Imm(0)).Must().Discard()
+	_, err := parent.session.Run(b.Program())
+	return err
 }
 
 // die ends a member with a wait status. Its parent gets a zombie. It runs on the tracer's thread.

@@ -1,8 +1,10 @@
 package stages
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -44,4 +46,22 @@ func holder(id int) (who string, dead bool) {
 		return "another task", false
 	}
 	return fmt.Sprintf("%q", st.Comm), strings.ContainsRune("ZX", rune(st.State))
+}
+
+// sparePID finds a pid nobody has: high ones are given out last.
+func sparePID(taken func(int) bool) (int, error) {
+	text, err := os.ReadFile("/proc/sys/kernel/pid_max")
+	if err != nil {
+		return 0, err
+	}
+	most, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return 0, fmt.Errorf("pid_max: %w", err)
+	}
+	for pid := most - 1; pid > 300; pid-- {
+		if _, err := os.Lstat(fmt.Sprintf("/proc/%d", pid)); err != nil && !taken(pid) {
+			return pid, nil
+		}
+	}
+	return 0, errors.New("no pid is free")
 }

@@ -48,7 +48,7 @@ func (r *restorer) plan(_ *pipeline.Stage, set *restorers.Set) (*restorePlan, er
 	if p.base, err = restorers.ReadBase(); err != nil {
 		return nil, err
 	}
-	if p.tree, err = restorers.PlanTree(set, r.o.ShellJob); err != nil {
+	if p.tree, err = restorers.PlanTree(set, r.o.ShellJob, sparePID); err != nil {
 		return nil, err
 	}
 	if err := p.checkIDs(); err != nil {

@@ -186,25 +186,29 @@ func (f *family) child(forker, n *restorers.Node) remote.Child {
 	return c
 }
 
-// joinGroups makes all process groups and puts their members in. Leaders go first.
+// joinGroups makes all process groups and puts their members in.
 func (r *restorer) joinGroups(f *family) error {
-	var leaders, others []*member
-	for _, m := range f.members {
-		switch {
-		case m.LeadsGroup():
-			leaders = append(leaders, m)
-		case m.JoinsGroup():
-			others = append(others, m)
-		}
-	}
-	setpgid := func(m *member, b *remote.Builder) error {
-		b.Call(unix.SYS_SETPGID, remote.Imm(0), remote.Imm(m.Group)).Must()
-		return nil
-	}
-	if err := r.runAll(leaders, "lead a process group", setpgid); err != nil {
+	turns, err := f.tree.GroupMoves()
+	if err != nil {
 		return err
 	}
-	return r.runAll(others, "join a process group", setpgid)
+	for _, turn := range turns {
+		to := map[*member]int{}
+		var movers []*member
+		for _, move := range turn {
+			m := f.byNode[move.Node]
+			to[m] = move.Group
+			movers = append(movers, m)
+		}
+		err := r.runAll(movers, "join process groups", func(m *member, b *remote.Builder) error {
+			b.Call(unix.SYS_SETPGID, remote.Imm(0), remote.Imm(to[m])).Must()
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // runAll runs one program on each of some members, all at the same time. Who has nothing to do is left alone.
