@@ -107,7 +107,7 @@ func (p *FilePlanner) File(id uint32) *File { return p.plan.Files[id] }
 
 // PlanFiles plans all descriptors of the tree.
 func PlanFiles(s *Set, t *Tree, kinds map[fdinfo.FdTypes]Restorer, paths *Paths, opt *FileOptions) (*FilePlan, error) {
-	plan := &FilePlan{ByNode: map[*Node]*Table{}, Files: map[uint32]*File{}, limits: opt.Limits, tool: opt.ToolPID}
+	plan := &FilePlan{ByNode: map[*Node]*Table{}, Files: make(map[uint32]*File, len(s.Files)), limits: opt.Limits, tool: opt.ToolPID}
 	p := &FilePlanner{Set: s, Opt: opt, Paths: paths, plan: plan, kinds: kinds, shared: map[any]any{}}
 	tables := map[uint32]*Table{}
 	for _, task := range s.Tasks {

@@ -52,7 +52,7 @@ type Paths struct {
 
 // NewPaths starts with no file looked at.
 func NewPaths(s *Set, opt *FileOptions) *Paths {
-	p := &Paths{set: s, opt: opt, named: map[uint32]*Named{}, found: map[string]*found{}, dead: map[int]bool{}}
+	p := &Paths{set: s, opt: opt, named: make(map[uint32]*Named, len(s.Files)), found: map[string]*found{}, dead: map[int]bool{}}
 	for _, pid := range DeadPIDs(s) {
 		p.dead[pid] = true
 	}

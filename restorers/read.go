@@ -15,7 +15,6 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
 	remap_file_path "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // Read decodes a set: the tree, each task's state and the files. Only what contradicts itself within one image or
@@ -81,23 +80,29 @@ func (s *Set) readFiles() error {
 }
 
 // checkFile checks that an entry is about one file: with one message, and the same id in it.
-func checkFile(e *fdinfo.FileEntry) (err error) {
+func checkFile(e *fdinfo.FileEntry) error {
 	messages := 0
-	e.ProtoReflect().Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		if f.Kind() != protoreflect.MessageKind {
-			return true
+	for _, m := range [...]struct {
+		there bool
+		id    uint32
+	}{
+		{e.Reg != nil, e.Reg.GetId()}, {e.Isk != nil, e.Isk.GetId()}, {e.Nsf != nil, e.Nsf.GetId()}, {e.Psk != nil, e.Psk.GetId()},
+		{e.Nlsk != nil, e.Nlsk.GetId()}, {e.Efd != nil, e.Efd.GetId()}, {e.Epfd != nil, e.Epfd.GetId()}, {e.Sgfd != nil, e.Sgfd.GetId()},
+		{e.Tunf != nil, e.Tunf.GetId()}, {e.Tfd != nil, e.Tfd.GetId()}, {e.Ify != nil, e.Ify.GetId()}, {e.Ffy != nil, e.Ffy.GetId()},
+		{e.Ext != nil, e.Ext.GetId()}, {e.Usk != nil, e.Usk.GetId()}, {e.Fifo != nil, e.Fifo.GetId()}, {e.Pipe != nil, e.Pipe.GetId()},
+		{e.Tty != nil, e.Tty.GetId()}, {e.Memfd != nil, e.Memfd.GetId()}, {e.Bpf != nil, e.Bpf.GetId()}, {e.Pidfd != nil, e.Pidfd.GetId()},
+	} {
+		if !m.there {
+			continue
 		}
-		messages++
-		m := v.Message()
-		if id := m.Descriptor().Fields().ByName("id"); id != nil && m.Get(id).Uint() != uint64(e.GetId()) {
-			err = fmt.Errorf("%s.id is %d", f.Name(), m.Get(id).Uint())
+		if messages++; m.id != e.GetId() {
+			return fmt.Errorf("its description has id %d", m.id)
 		}
-		return true
-	})
-	if err == nil && messages > 1 {
-		err = fmt.Errorf("there are %d descriptions of it", messages)
 	}
-	return err
+	if messages > 1 {
+		return fmt.Errorf("there are %d descriptions of it", messages)
+	}
+	return nil
 }
 
 // maxPID is the largest pid a kernel gives out.
