@@ -23,6 +23,9 @@ const (
 	iocbSize   = 64
 )
 
+// maxRing bounds a ring in bytes: /proc/sys/fs/aio-max-nr is 65,536 requests if it is not raised, and these are four times as many.
+const maxRing = 16 << 20
+
 // aioBatch is how many requests are made at a time.
 const aioBatch = 128
 
@@ -52,6 +55,9 @@ func EmitAIO(b *remote.Builder, rings []*mm.AioRingEntry, pid int) error {
 
 func emitRing(b *remote.Builder, r *mm.AioRingEntry, pid, cpus int, fd remote.Arg) error {
 	size := uint64(r.GetRingLen())
+	if size > maxRing {
+		return fmt.Errorf("its ring has %d bytes, more than any kernel makes", size)
+	}
 	if made := ringLen(uint64(r.GetNrReq()), uint64(cpus)); made != size {
 		return fmt.Errorf("its ring has %d bytes, this kernel with %d processors makes one of %d", size, cpus, made)
 	}
