@@ -41,17 +41,21 @@ func askSignals(b *remote.Builder, _ *Task) (Answer[*Task], error) {
 	}, nil
 }
 
+// sigactions makes the entries of all actions, in three pieces of memory: a tree of tasks has many.
 func sigactions(b []byte) []*criu_sa.SaEntry {
-	list := make([]*criu_sa.SaEntry, 0, numSignals-2)
+	const n = numSignals - 2
+	list, entries, words := make([]*criu_sa.SaEntry, 0, n), make([]criu_sa.SaEntry, n), make([]uint64, 4*n)
+	compat := proto.Bool(false)
 	for sig := 1; sig <= numSignals; sig++ {
 		if fixed(sig) {
 			continue
 		}
-		sa := b[(sig-1)*sizeofSigaction:]
-		word := func(i int) *uint64 { return proto.Uint64(binary.NativeEndian.Uint64(sa[8*i:])) }
-		list = append(list, &criu_sa.SaEntry{
-			Sigaction: word(0), Flags: word(1), Restorer: word(2), Mask: word(3), CompatSigaction: proto.Bool(false),
-		})
+		e, w := &entries[len(list)], words[4*len(list):]
+		for i := range 4 {
+			w[i] = binary.NativeEndian.Uint64(b[(sig-1)*sizeofSigaction+8*i:])
+		}
+		e.Sigaction, e.Flags, e.Restorer, e.Mask, e.CompatSigaction = &w[0], &w[1], &w[2], &w[3], compat
+		list = append(list, e)
 	}
 	return list
 }

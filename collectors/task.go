@@ -87,6 +87,18 @@ func (t *Task) Close() {
 	}
 }
 
+// ForgetAnswers lets go of what is needed no more when the cores of the task are written. What takes the engine out
+// of the leader stays.
+func (t *Task) ForgetAnswers() {
+	t.Core, t.asked = nil, nil
+	for _, th := range t.Threads {
+		th.Core, th.Status = nil, nil
+		if th != t.Leader() {
+			th.Tracee = nil
+		}
+	}
+}
+
 // Live says whether the task has state beyond its exit status.
 func (t *Task) Live() bool { return t.State != Dead }
 

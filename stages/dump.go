@@ -70,11 +70,15 @@ func (d *dumper) graph() *pipeline.Graph {
 	named := pipeline.Map(g, "identify", probed, d.identify,
 		pipeline.Doc("number objects and files in task order"))
 	whole := pipeline.Gather(g, "whole-tree", named)
-	asked := pipeline.Map(g, "parasite-state", whole, d.parasiteState,
-		pipeline.Doc("ask all tasks about themselves; refuse here what cannot be dumped"))
-	told := pipeline.FlatMap(g, "connections", asked, d.connections,
+	told := pipeline.FlatMap(g, "parasite-state", whole, d.parasiteState,
+		pipeline.Doc("ask all tasks about themselves"))
+	cored := pipeline.Map(g, "write-cores", told, d.writeCores, pipeline.Workers(cpus), pipeline.InOrder(),
+		pipeline.Doc("write what the threads of a task have said"))
+	sure := pipeline.Map(g, "refuse", pipeline.Gather(g, "all-told", cored), d.refuse,
+		pipeline.Doc("refuse here what cannot be dumped, with everything that stands in the way"))
+	locked := pipeline.FlatMap(g, "connections", sure, d.connections,
 		pipeline.Doc("lock the network and store TCP connections"))
-	stored := pipeline.Gather(g, "whole-memory", dumpMemory(g, told, d.memory))
+	stored := pipeline.Gather(g, "whole-memory", dumpMemory(g, locked, d.memory))
 	kept := pipeline.FlatMap(g, "let-go", stored, d.letGo,
 		pipeline.Doc("store shared memory; a tree that is to run on does so from here"))
 	written := pipeline.Map(g, "write-tasks", kept, d.writeTask, pipeline.Workers(cpus), pipeline.InOrder(),

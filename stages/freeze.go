@@ -52,8 +52,8 @@ func (f *freezer) freeze(ctx context.Context, pid int) (*collectors.Task, error)
 	if err != nil {
 		return nil, err
 	}
-	if root.State == collectors.Dead {
-		return nil, fmt.Errorf("task %d has exited and waits for its parent: there is nothing to dump", pid)
+	if err := examineRoot(root); err != nil {
+		return nil, err
 	}
 	f.root = root
 	for {
@@ -108,26 +108,31 @@ func (f *freezer) listHeld(ctx context.Context, root *collectors.Task) error {
 	return errors.Join(err, f.group.Thaw(ctx, f.deadline))
 }
 
-// add takes a task in; it is not stopped yet.
+// add takes a task in; it is not stopped yet. Whether it is a zombie shows when it cannot be seized.
 func (f *freezer) add(pid int, parent *collectors.Task) (*collectors.Task, error) {
 	dir, err := procfs.OpenTask(pid)
 	if err != nil {
 		return nil, err
 	}
 	t := &collectors.Task{Pid: pid, Parent: parent, Proc: dir, State: collectors.Alive}
-	if t.Stat, err = dir.Stat(); err != nil {
-		dir.Close()
-		return nil, gone(err)
-	}
-	if t.Stat.Pid != pid {
-		dir.Close()
-		return nil, fmt.Errorf("%d is a thread of task %d: name the task", pid, t.Stat.Pid)
-	}
-	if t.Stat.State == 'Z' && t.Stat.Threads <= 1 {
-		t.State = collectors.Dead
-	}
 	f.tasks[pid] = t
 	return t, nil
+}
+
+// examineRoot refuses what cannot be the root of a tree.
+func examineRoot(t *collectors.Task) error {
+	stat, err := t.Proc.Stat()
+	switch {
+	case errors.Is(gone(err), fs.ErrNotExist):
+		return fmt.Errorf("there is no task %d", t.Pid)
+	case err != nil:
+		return err
+	case stat.Pid != t.Pid:
+		return fmt.Errorf("%d is a thread of task %d: name the task", t.Pid, stat.Pid)
+	case stat.State == 'Z' && stat.Threads <= 1:
+		return fmt.Errorf("task %d has exited and waits for its parent: there is nothing to dump", t.Pid)
+	}
+	return nil
 }
 
 // gone makes all ways in which /proc says that a task has ended the same error.

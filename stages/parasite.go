@@ -14,17 +14,32 @@ import (
 // errDryRun ends a dry run, which takes everything back, where a dump would begin to store memory.
 var errDryRun = errors.New("dry run")
 
-// parasiteState asks all tasks about themselves. It is where a dump that cannot be done is refused, with
-// everything that stands in its way, before memory is stored.
-func (d *dumper) parasiteState(s *pipeline.Stage, tasks []*collectors.Task) ([]*collectors.Task, error) {
-	var err error
+// askedTogether is how many tasks are asked at the same time. What they say is written and let go before the next are
+// asked, so that a large tree does not make the tool large.
+const askedTogether = 64
+
+// parasiteState asks all tasks about themselves and emits them.
+func (d *dumper) parasiteState(_ *pipeline.Stage, tasks []*collectors.Task, emit func(*collectors.Task) error) (err error) {
 	d.ejecting, err = d.undo.Push("take the parasites out", 0, d.ejectAll(tasks), evictions(tasks)...)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := d.tracer.Do(func() error { return d.ask(tasks) }); err != nil {
-		return nil, err
+	for chunk := range slices.Chunk(tasks, askedTogether) {
+		if err := d.tracer.Do(func() error { return d.ask(chunk) }); err != nil {
+			return err
+		}
+		for _, t := range chunk {
+			if err := emit(t); err != nil {
+				return err
+			}
+		}
 	}
+	return nil
+}
+
+// refuse is where a dump that cannot be done is refused, with everything that stands in its way, before memory is stored.
+// It is the end of a dry run.
+func (d *dumper) refuse(s *pipeline.Stage, tasks []*collectors.Task) ([]*collectors.Task, error) {
 	if err := d.env.Files.Finish(); err != nil {
 		return nil, err
 	}

@@ -40,8 +40,21 @@ func (d *dumper) writeTask(_ *pipeline.Stage, t *collectors.Task) (*collectors.T
 	if err := image.Write(set, image.MM, id, t.MM); err != nil {
 		return nil, err
 	}
+	return t, nil
+}
+
+// writeCores writes the cores of a task and lets go of what they were made of. Of a tree that will be refused nothing is
+// written.
+func (d *dumper) writeCores(_ *pipeline.Stage, t *collectors.Task) (*collectors.Task, error) {
+	if !t.Live() {
+		return t, nil
+	}
+	defer t.ForgetAnswers()
+	if d.env.Obstacles.Err() != nil {
+		return t, nil
+	}
 	for _, th := range t.Threads {
-		if err := image.Write(set, image.Core, uint64(th.VTid), th.Core); err != nil {
+		if err := image.Write(d.env.Images, image.Core, uint64(th.VTid), th.Core); err != nil {
 			return nil, err
 		}
 	}

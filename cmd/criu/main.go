@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -44,8 +45,14 @@ var verbs = map[options.Verb]func(context.Context, *options.Options) error{
 	options.CPUInfoCheck: cpuinfoCheck,
 }
 
+// memoryGoal is how much memory the runtime tries to do with.
+const memoryGoal = 40 << 20
+
 func main() {
 	guardian.Main(stages.GuardianKinds()...)
+	// Most runs are over before a first collection would be worth its time; large ones stay small.
+	debug.SetGCPercent(400)
+	debug.SetMemoryLimit(memoryGoal)
 	os.Exit(run(os.Args[1:]))
 }
 

@@ -105,7 +105,7 @@ func sameInMaps(path string) error {
 		return err
 	}
 	defer self.Close()
-	text, err := self.Read("maps")
+	text, err := self.ReadList("maps")
 	if err != nil {
 		return err
 	}

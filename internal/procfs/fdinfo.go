@@ -24,7 +24,7 @@ func (d *Dir) FDInfo(fd int) (*FDInfo, error) {
 	entry := "fdinfo/" + strconv.Itoa(fd)
 	var room [512]byte
 	buf := room[:]
-	n, err := d.readInto(entry, &buf)
+	n, err := d.readInto(entry, &buf, true)
 	if err != nil {
 		return nil, err
 	}

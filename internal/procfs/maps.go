@@ -21,7 +21,7 @@ type Mapping struct {
 // Maps reads /proc/PID/maps: the way for kernels without PROCMAP_QUERY (before 6.11), and for whoever needs all at
 // once.
 func (d *Dir) Maps() ([]Mapping, error) {
-	b, err := d.Read("maps")
+	b, err := d.ReadList("maps")
 	if err != nil {
 		return nil, err
 	}

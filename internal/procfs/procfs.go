@@ -47,15 +47,23 @@ func (d *Dir) Name() string { return d.name }
 // Path is the full name of an entry; use it only for messages and for calls that take no directory.
 func (d *Dir) Path(entry string) string { return d.name + "/" + entry }
 
-// Read returns the whole contents of an entry.
+// Read returns the whole contents of an entry that the kernel prints in one piece, as it does all but lists of records
+// (maps, children ...): those end with the first read that does not fill its buffer.
 func (d *Dir) Read(entry string) ([]byte, error) {
+	buf := make([]byte, 2048)
+	n, err := d.readInto(entry, &buf, true)
+	return buf[:n], err
+}
+
+// ReadList returns the whole contents of any entry.
+func (d *Dir) ReadList(entry string) ([]byte, error) {
 	buf := make([]byte, 4096)
-	n, err := d.readInto(entry, &buf)
+	n, err := d.readInto(entry, &buf, false)
 	return buf[:n], err
 }
 
 // readInto reads an entry into *buf, growing it as needed, and returns the length.
-func (d *Dir) readInto(entry string, buf *[]byte) (int, error) {
+func (d *Dir) readInto(entry string, buf *[]byte, onePiece bool) (int, error) {
 	fd, err := unix.Openat(d.fd, entry, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0, &os.PathError{Op: "open", Path: d.Path(entry), Err: err}
@@ -73,10 +81,10 @@ func (d *Dir) readInto(entry string, buf *[]byte) (int, error) {
 		if err != nil {
 			return n, &os.PathError{Op: "read", Path: d.Path(entry), Err: err}
 		}
-		if m == 0 {
+		n += m
+		if m == 0 || onePiece && n < len(*buf) {
 			return n, nil
 		}
-		n += m
 	}
 }
 
@@ -120,16 +128,25 @@ func (d *Dir) numbers(entry string) ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := os.NewFile(uintptr(fd), d.Path(entry))
-	defer f.Close()
-	names, err := f.Readdirnames(-1)
-	if err != nil {
-		return nil, err
-	}
-	list := make([]int, 0, len(names))
-	for _, name := range names {
-		if n, err := strconv.Atoi(name); err == nil {
-			list = append(list, n)
+	defer unix.Close(fd)
+	var list []int
+	buf := make([]byte, 8192)
+	for {
+		n, err := unix.ReadDirent(fd, buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, &os.PathError{Op: "readdir", Path: d.Path(entry), Err: err}
+		}
+		if n == 0 {
+			break
+		}
+		_, _, names := unix.ParseDirent(buf[:n], -1, nil)
+		for _, name := range names {
+			if n, err := strconv.Atoi(name); err == nil {
+				list = append(list, n)
+			}
 		}
 	}
 	sort.Ints(list)
@@ -142,7 +159,7 @@ func (d *Dir) numbers(entry string) ([]int, error) {
 func (d *Dir) Children(tids []int) ([]int, error) {
 	var list []int
 	for _, tid := range tids {
-		b, err := d.Read(fmt.Sprintf("task/%d/children", tid))
+		b, err := d.ReadList(fmt.Sprintf("task/%d/children", tid))
 		if os.IsNotExist(err) && len(tids) > 1 {
 			continue // the thread has gone; its children went to a sibling
 		}

@@ -20,7 +20,7 @@ type Timer struct {
 
 // Timers reads /proc/PID/timers.
 func (d *Dir) Timers() ([]Timer, error) {
-	b, err := d.Read("timers")
+	b, err := d.ReadList("timers")
 	if err != nil {
 		return nil, err
 	}
