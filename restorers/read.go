@@ -166,16 +166,8 @@ func taskOf(e *pstree.PstreeEntry, used map[uint32]bool) (*Task, error) {
 }
 
 func (s *Set) readTask(t *Task) error {
-	for _, th := range t.Threads {
-		c, err := image.Read(s.Source, image.Core, uint64(th.TID))
-		if err != nil {
-			return err
-		}
-		if err := checkCore(th.TID, c); err != nil {
-			return err
-		}
-		shareDefaults(c)
-		th.Core = c
+	if err := EachThread(t, s.readThread); err != nil {
+		return err
 	}
 	t.Core = t.Threads[0].Core
 	tc := t.Core.GetTc()
@@ -193,6 +185,46 @@ func (s *Set) readTask(t *Task) error {
 		return image.Errorf(image.Core.File(uint64(t.PID)), 0, "task_state %d is not known", st)
 	}
 	return s.readLive(t)
+}
+
+func (s *Set) readThread(th *Thread) error {
+	c, err := image.Read(s.Source, image.Core, uint64(th.TID))
+	if err != nil {
+		return err
+	}
+	if err := checkCore(th.TID, c); err != nil {
+		return err
+	}
+	shareDefaults(c)
+	th.Core = c
+	return nil
+}
+
+// manyThreads is from when on the threads of one task are worth more than one worker.
+const manyThreads = 32
+
+// EachThread does something for each thread of a task: for those of large ones, on all processors.
+func EachThread(t *Task, do func(*Thread) error) error {
+	var g errgroup.Group
+	workers := 1
+	if len(t.Threads) >= manyThreads {
+		workers = runtime.GOMAXPROCS(0)
+	}
+	for w := range workers {
+		work := func() error {
+			for i := w; i < len(t.Threads); i += workers {
+				if err := do(t.Threads[i]); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		if workers == 1 {
+			return work()
+		}
+		g.Go(work)
+	}
+	return g.Wait()
 }
 
 func (s *Set) readLive(t *Task) (err error) {

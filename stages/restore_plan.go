@@ -108,13 +108,17 @@ func (p *restorePlan) task(t *restorers.Task) (*restorers.Layout, error) {
 	if err := checkNamespaces(t, p.set.Inventory.GetRootIds()); err != nil {
 		return nil, err
 	}
-	for _, th := range t.Threads {
+	err := restorers.EachThread(t, func(th *restorers.Thread) error {
 		if err := restorers.CheckState(p.stateOf(t, th, nil)); err != nil {
-			return nil, err
+			return err
 		}
 		if _, err := arch.FromCore(th.Core); err != nil {
-			return nil, fmt.Errorf("thread %d: %w", th.TID, err)
+			return fmt.Errorf("thread %d: %w", th.TID, err)
 		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	if err := restorers.CheckMM(t.PID, t.MM); err != nil {
 		return nil, err
