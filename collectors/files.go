@@ -3,6 +3,7 @@ package collectors
 import (
 	"errors"
 	"fmt"
+	"strconv"
 
 	"cryo/internal/image"
 	"cryo/internal/objid"
@@ -54,6 +55,8 @@ type Files struct {
 	self     *Task // the tool, while it holds descriptors in flight; nil before the first
 	inFlight []int // those descriptors
 
+	buildIDs map[fileVersion]buildIDWords // of files looked at
+
 	pipes     map[uint64]bool // pipes whose contents are stored
 	pipesData *image.Output[*pipe_data.PipeDataEntry]
 	fifoData  *image.Output[*pipe_data.PipeDataEntry]
@@ -70,7 +73,7 @@ func NewFiles(env *Env, kinds []Kind) *Files {
 	return &Files{
 		env: env, kinds: kinds, types: map[uint32]fdinfo.FdTypes{}, named: map[inode]uint32{},
 		ghosts: map[inode]uint32{}, dead: map[int]bool{}, pipes: map[uint64]bool{},
-		ttys: map[uint32]*tty.TtyInfoEntry{}, unix: newUnixSockets(),
+		ttys: map[uint32]*tty.TtyInfoEntry{}, unix: newUnixSockets(), buildIDs: map[fileVersion]buildIDWords{},
 	}
 }
 
@@ -98,9 +101,7 @@ func (f *Files) Collect(t *Task, probes []*Probe) error {
 
 // number returns the id of a file, and collects it when it is met for the first time: fresh.
 func (f *Files) number(p *Probe) (id uint32, fresh bool, err error) {
-	// Only what cannot change may be part of the key: the position moves if someone outside of the tree shares the file.
-	key := objid.Key{Dev: p.Stat.Dev, Ino: p.Stat.Ino, Extra: uint64(p.Flags & (unix.O_ACCMODE | unix.O_PATH))}
-	id, fresh, err = f.env.IDs.ID(objid.File, key, objid.Ref{Pid: p.Task.Pid, Index: p.FD})
+	id, fresh, err = f.env.IDs.ID(objid.File, p.key(), objid.Ref{Pid: p.Task.Pid, Index: p.FD})
 	if err != nil {
 		return 0, false, fmt.Errorf("%s: %w", p.Where(), err)
 	}
@@ -108,6 +109,16 @@ func (f *Files) number(p *Probe) (id uint32, fresh bool, err error) {
 		err = f.collect(p, id)
 	}
 	return id, fresh, err
+}
+
+// key tells files apart without asking the kernel to compare them. Only what cannot change may be part of it: the
+// position moves if someone outside of the tree shares the file. All eventfds have the same inode, but ids (Linux 5.2).
+func (p *Probe) key() objid.Key {
+	key := objid.Key{Dev: p.Stat.Dev, Ino: p.Stat.Ino, Extra: uint64(p.Flags & (unix.O_ACCMODE | unix.O_PATH))}
+	if id, err := strconv.ParseUint(p.Info.Field("eventfd-id"), 10, 32); err == nil {
+		key.Extra |= id << 32
+	}
+	return key
 }
 
 // collect finds the kind of a file and adds its entry.

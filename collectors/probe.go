@@ -170,7 +170,10 @@ func probeFD(t *Task, fd int) (*Probe, error) {
 	if p.Owner, err = owner(own, p.Flags); err != nil {
 		return nil, fmt.Errorf("owner of task %d, fd %d: %w", t.Pid, fd, err)
 	}
-	return p, nil
+	if p.mode() == unix.S_IFREG {
+		_, err = p.Link() // it will be asked for, and here several are asked at a time
+	}
+	return p, err
 }
 
 // askFS fills FSType and Domain. An open socket has no other filesystem than its own, so it is not asked; a handle

@@ -93,14 +93,30 @@ func (f *Files) validation(e *regfile.RegFileEntry, p *Probe) error {
 	if f.env.Options.FileValidation != options.ValidateBuildID || p.Stat.Size <= 4 || p.Stat.Nlink == 0 {
 		return nil
 	}
-	fd, err := p.Reopen(unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY)
-	if err != nil {
-		if errors.Is(err, fs.ErrPermission) {
-			return nil // unreadable for us (a network filesystem): its size has to do
+	version := fileVersion{p.Stat.Dev, p.Stat.Ino, p.Stat.Size, p.Stat.Mtim}
+	words, known := f.buildIDs[version]
+	if !known {
+		fd, err := p.Reopen(unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY)
+		if err != nil {
+			if errors.Is(err, fs.ErrPermission) {
+				return nil // unreadable for us (a network filesystem): its size has to do
+			}
+			return err
 		}
-		return err
+		defer unix.Close(fd)
+		words = buildid.Words(fd, p.Stat.Size)
+		f.buildIDs[version] = words
 	}
-	defer unix.Close(fd)
-	e.BuildId = buildid.Words(fd, p.Stat.Size)
+	e.BuildId = words
 	return nil
 }
+
+// fileVersion tells whether a file is still the one that was looked at.
+type fileVersion struct {
+	dev, ino uint64
+	size     int64
+	modified unix.Timespec
+}
+
+// buildIDWords is a build id as images hold it, nil where a file has none.
+type buildIDWords []uint32
