@@ -45,10 +45,10 @@ func (Eventpoll) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, erro
 }
 
 // watched finds the descriptor through which a watched file is still open: mostly the number it was added by, else one
-// that it was duplicated to.
+// that it was duplicated to. Numbers are those of the task that has the instance, or is about to receive it.
 func (f *Files) watched(p *Probe, tfd, nth uint32, inode uint64) (uint32, error) {
 	slot := objid.EpollSlot{Epoll: uint32(p.FD), Target: tfd, Nth: nth}
-	same := func(fd int) (bool, error) { return objid.SameEpollTarget(p.Task.Pid, fd, slot) }
+	same := func(fd int) (bool, error) { return objid.SameEpollTarget(p.holder().Pid, fd, p.Task.Pid, slot) }
 	ok, err := same(int(tfd))
 	if err == unix.EOPNOTSUPP || err == unix.EINVAL || ok {
 		return tfd, nil // a kernel before 4.13 cannot compare

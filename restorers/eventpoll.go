@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"runtime"
+	"slices"
 
 	"cryo/internal/image"
 	"cryo/internal/remote"
@@ -49,12 +50,14 @@ func (EventPoll) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
 
 func (e *eventPoll) Needs() []uint32 { return nil }
 
-// Settle finds the task whose numbers the set goes by: the first that has all the descriptors watched.
+// Settle finds the task whose numbers the set goes by: the first that has all the descriptors watched. A set that no task
+// has is on the way to one, its owner.
 func (e *eventPoll) Settle(p *FilePlanner) error {
 	f := p.File(e.id)
 	var missing uint32
+	held := slices.ContainsFunc(p.Tables(), func(t *Table) bool { return t.first(e.id) >= 0 })
 	for _, t := range p.Tables() {
-		if t.first(e.id) < 0 {
+		if held && t.first(e.id) < 0 || !held && t != f.Owner {
 			continue
 		}
 		ok := true

@@ -70,8 +70,9 @@ type FilePlan struct {
 	ByNode      map[*Node]*Table
 	Files       map[uint32]*File
 	limits      Limits
-	fillers     []filler
+	fillers     map[Level][]filler
 	connections []*inetSocket // of TCP, in repair mode until the tree is let go
+	Track       Track         // notes the names of sockets, which are there to stay if the restore succeeds; nil: nobody cares
 	tool        int           // pid of the tool as the tasks see it
 }
 
@@ -233,17 +234,26 @@ func (p *FilePlan) EmitLevel(lv Level, t *Table, b *remote.Builder) error {
 	return nil
 }
 
-// filler is something the tool does with what the tasks have made, between the levels Fill and Attach. open duplicates a
-// descriptor of the task that has a table into the tool.
+// filler is something the tool does with what the tasks have made, when they are through a level: most after Fill. open
+// duplicates a descriptor of the task that has a table into the tool.
 type filler interface {
 	fill(ctx context.Context, open func(t *Table, fd int) (int, error)) error
 }
 
-// Fill lets the tool put contents into what the tasks have made. pid says which task has a table, as the tool sees it.
-func (p *FilePlan) Fill(ctx context.Context, pid func(*Table) int) error {
+// after lets the tool do something when all tasks are through a level.
+func (p *FilePlan) after(lv Level, f filler) {
+	if p.fillers == nil {
+		p.fillers = map[Level][]filler{}
+	}
+	p.fillers[lv] = append(p.fillers[lv], f)
+}
+
+// After does what is left to the tool when all tasks are through a level: names for sockets, contents. pid says which
+// task has a table, as the tool sees it.
+func (p *FilePlan) After(ctx context.Context, lv Level, pid func(*Table) int) error {
 	g := &getter{pidfds: map[*Table]int{}, pid: pid}
 	defer g.close()
-	for _, f := range p.fillers {
+	for _, f := range p.fillers[lv] {
 		if err := f.fill(ctx, g.get); err != nil {
 			return err
 		}

@@ -73,10 +73,7 @@ func (r *realTasks) restore(t *testing.T, p *FilePlan) {
 				t.Fatalf("%v: %v\n%s", lv, err, prog)
 			}
 		}
-		if lv != Fill {
-			continue
-		}
-		if err := p.Fill(context.Background(), func(tab *Table) int { return tab.Node.ID }); err != nil {
+		if err := p.After(context.Background(), lv, func(tab *Table) int { return tab.Node.ID }); err != nil {
 			t.Fatal(err)
 		}
 	}

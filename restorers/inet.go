@@ -51,7 +51,7 @@ func (Inet) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
 	}
 	all, err := Shared(p, inetKey{}, func() (*inetSockets, error) {
 		all := &inetSockets{set: p.Set}
-		p.plan.fillers = append(p.plan.fillers, all)
+		p.plan.after(Fill, all)
 		return all, nil
 	})
 	if err != nil {

@@ -27,6 +27,7 @@ type FileOptions struct {
 	SkipModeBits bool                // accept files whose permission bits changed
 	Inherit      []options.InheritFD // descriptors of the tool that stand for objects of the set
 	ToolPID      int                 // the tool's pid as the tasks see it
+	ExtUnixSk    bool                // unix sockets are connected by name to those that stayed outside
 	ShellJob     bool                // terminals whose other end stayed outside become the tool's own
 	Terminal     int                 // the tool's terminal; -1: it has none
 	Limits       Limits

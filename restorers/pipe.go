@@ -167,7 +167,7 @@ func planContents(p *FilePlanner, kind image.Kind[*pipe_data.PipeDataEntry]) (*c
 			}
 			c.entries[e.GetPipeId()] = true
 		}
-		p.plan.fillers = append(p.plan.fillers, c)
+		p.plan.after(Fill, c)
 		return c, nil
 	})
 }

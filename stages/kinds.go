@@ -18,7 +18,7 @@ type Kind struct {
 var kinds = []Kind{
 	{fdinfo.FdTypes_PIPE, collectors.Pipe{}, restorers.Pipe{}},
 	{fdinfo.FdTypes_FIFO, collectors.Fifo{}, restorers.Fifo{}},
-	{fdinfo.FdTypes_UNIXSK, collectors.Unix{}, nil},
+	{fdinfo.FdTypes_UNIXSK, collectors.Unix{}, restorers.Unix{}},
 	{fdinfo.FdTypes_EVENTFD, collectors.Eventfd{}, restorers.EventFD{}},
 	{fdinfo.FdTypes_EVENTPOLL, collectors.Eventpoll{}, restorers.EventPoll{}},
 	{fdinfo.FdTypes_SIGNALFD, collectors.Signalfd{}, restorers.Signalfd{}},

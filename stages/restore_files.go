@@ -26,7 +26,7 @@ func (r *restorer) fileOptions() (*restorers.FileOptions, error) {
 	}
 	o := &restorers.FileOptions{
 		SizeOnly: r.o.FileValidation == options.ValidateFileSize, SkipModeBits: r.o.SkipFileRWXCheck,
-		Inherit: r.o.InheritFDs, ToolPID: os.Getpid(), ShellJob: r.o.ShellJob, Terminal: -1,
+		Inherit: r.o.InheritFDs, ExtUnixSk: r.o.ExtUnixSk.Allow, ToolPID: os.Getpid(), ShellJob: r.o.ShellJob, Terminal: -1,
 		TCPEstablished: r.o.TCPEstablished, TCPClose: r.o.TCPClose,
 	}
 	if _, err := unix.IoctlGetTermios(0, unix.TCGETS); err == nil {
@@ -59,7 +59,12 @@ func (r *restorer) hiddenFiles(s *pipeline.Stage, p *restorePlan) error {
 	if err := r.startGuardian(); err != nil {
 		return err
 	}
-	return p.paths.Prepare(s.Context(), func(t restorers.Trace) (func(), error) {
+	return p.paths.Prepare(s.Context(), r.trackName(s))
+}
+
+// trackName takes a name away that the restore has made, if it fails or, where there is a guardian, if it is killed.
+func (r *restorer) trackName(s *pipeline.Stage) restorers.Track {
+	return func(t restorers.Trace) (func(), error) {
 		dir, err := os.OpenFile(filepath.Dir(t.Path), unix.O_PATH|unix.O_DIRECTORY, 0)
 		if err != nil {
 			return nil, err
@@ -68,20 +73,18 @@ func (r *restorer) hiddenFiles(s *pipeline.Stage, p *restorePlan) error {
 		step, err := s.Undo().Push("remove "+t.Path, 0, func(context.Context) error { return t.Remove() },
 			guardian.RemoveFile{Dir: dir, Name: filepath.Base(t.Path), Dev: t.Dev, Ino: t.Ino, Directory: t.Directory})
 		return step.Done, err
-	})
+	}
 }
 
 // restoreFiles makes all descriptors, level by level: every task has finished a level before any begins the next.
 func (r *restorer) restoreFiles(s *pipeline.Stage, f *family) (*family, error) {
+	pid := func(t *restorers.Table) int { return f.byNode[t.Node].PID() }
+	f.files.Track = r.trackName(s)
 	for _, lv := range []restorers.Level{restorers.Open, restorers.Pair, restorers.Fill, restorers.Attach} {
 		if err := r.fileLevel(f, lv); err != nil {
 			return nil, err
 		}
-		if lv != restorers.Fill {
-			continue
-		}
-		pid := func(t *restorers.Table) int { return f.byNode[t.Node].PID() }
-		if err := f.files.Fill(s.Context(), pid); err != nil {
+		if err := f.files.After(s.Context(), lv, pid); err != nil {
 			return nil, err
 		}
 	}

@@ -14,11 +14,11 @@ type EpollSlot struct {
 	Nth uint32
 }
 
-// SameEpollTarget says whether a descriptor of a task is the file that its epoll instance watches (KCMP_EPOLL_TFD, Linux
-// 4.13).
-func SameEpollTarget(pid, fd int, slot EpollSlot) (bool, error) {
+// SameEpollTarget says whether a descriptor of task pid is the file that an epoll instance of task holder watches
+// (KCMP_EPOLL_TFD, Linux 4.13). The two are the same task, unless the instance was handed on.
+func SameEpollTarget(pid, fd, holder int, slot EpollSlot) (bool, error) {
 	const kcmpEpollTarget = 7
-	r, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(pid), uintptr(pid), kcmpEpollTarget, uintptr(fd), uintptr(unsafe.Pointer(&slot)), 0)
+	r, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(pid), uintptr(holder), kcmpEpollTarget, uintptr(fd), uintptr(unsafe.Pointer(&slot)), 0)
 	if errno != 0 {
 		return false, errno
 	}

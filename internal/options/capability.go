@@ -57,6 +57,7 @@ var built = map[Capability]bool{
 	CPUChecks:   true,
 	Dumps:       true,
 	Devices:     true,
+	UnixSockets: true,
 	DryRunning:  true,
 	Syncing:     true,
 	Restores:    true,
