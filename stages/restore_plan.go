@@ -54,6 +54,9 @@ func (r *restorer) plan(_ *pipeline.Stage, set *restorers.Set) (*restorePlan, er
 	if err := p.checkIDs(); err != nil {
 		return nil, err
 	}
+	if err := p.checkSharing(); err != nil {
+		return nil, err
+	}
 	opt, err := r.fileOptions()
 	if err != nil {
 		return nil, err
@@ -166,6 +169,38 @@ func (p *restorePlan) checkIDs() error {
 		for _, th := range n.Threads[1:] {
 			if err := taken(th.TID, "thread"); err != nil {
 				return err
+			}
+		}
+	}
+	return nil
+}
+
+// checkSharing refuses what clone flags cannot bring about: a task shares with its forker or with nobody before it.
+func (p *restorePlan) checkSharing() error {
+	for _, of := range []struct {
+		what string
+		id   func(*criu_core.TaskKobjIdsEntry) uint32
+		may  bool // share with the forker
+	}{
+		{"descriptor table", (*criu_core.TaskKobjIdsEntry).GetFilesId, true},
+		{"root and working directory", (*criu_core.TaskKobjIdsEntry).GetFsId, true},
+		{"memory", (*criu_core.TaskKobjIdsEntry).GetVmId, false},
+		{"signal actions", (*criu_core.TaskKobjIdsEntry).GetSighandId, false},
+	} {
+		first := map[uint32]*restorers.Node{}
+		for _, n := range p.tree.Nodes {
+			if n.Helper() || n.Dead() {
+				continue
+			}
+			id := of.id(n.IDs)
+			other := first[id]
+			if other == nil {
+				first[id] = n
+				continue
+			}
+			f := n.Forker
+			if !of.may || f.Helper() || of.id(f.IDs) != id {
+				return fmt.Errorf("%s shares its %s with %s: that is not built yet", n, of.what, other)
 			}
 		}
 	}
