@@ -131,7 +131,7 @@ func TestBuildInFlight(t *testing.T) {
 		t.Fatal(err)
 	}
 	target := Start(t, dir, require(t, "make"), "-s", "-j4", "-f", mk)
-	for _, caughtAt := range []string{"unit3.c", "unit8.o", "unit20.o"} {
+	for _, caughtAt := range []string{"unit3.c", "unit6.o", "unit14.o"} {
 		target.AwaitFile(caughtAt)
 		images := t.TempDir()
 		target.Dump(tools.Criu, images)
