@@ -141,11 +141,9 @@ func (m *Memory) private(i int) bool {
 	if m.entries[i] == nil || vma.Is(m.entries[i], vma.StatusVVAR) || m.whole(i) {
 		return false
 	}
-	return vma.Private(m.entries[i]) && m.entries[i].GetFlags()&mapDroppable == 0
+	// What the kernel may take away at any time need not be kept.
+	return vma.Private(m.entries[i]) && m.entries[i].GetFlags()&vma.MapDroppable == 0
 }
-
-// mapDroppable is MAP_DROPPABLE (Linux 6.11): pages the kernel may take away at any time need not be kept.
-const mapDroppable = 0x8
 
 // whole says whether all of mapping i is stored, whatever the page map says: the kernel owns the pages, but the code of
 // the vdso has to stay with those who hold addresses in it, and the events in an AIO ring with their reader.

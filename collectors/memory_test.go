@@ -49,7 +49,7 @@ var memorySamples = []struct {
 }{
 	{name: "anonymous", flags: unix.MAP_PRIVATE | unix.MAP_ANON, status: vma.StatusRegular | vma.StatusAnonPrivate, own: []int{1, 5}},
 	{name: "unreadable", flags: unix.MAP_PRIVATE | unix.MAP_ANON, prot: unix.PROT_EXEC, status: vma.StatusRegular | vma.StatusAnonPrivate, own: []int{1, 5}},
-	{name: "droppable", flags: mapDroppable | unix.MAP_ANON, status: vma.StatusRegular | vma.StatusAnonPrivate},
+	{name: "droppable", flags: vma.MapDroppable | unix.MAP_ANON, status: vma.StatusRegular | vma.StatusAnonPrivate},
 	{name: "shared", flags: unix.MAP_SHARED | unix.MAP_ANON, status: vma.StatusRegular | vma.StatusAnonShared, shared: []int{1, 5}},
 	{name: "memfd", flags: unix.MAP_SHARED, file: "memfd", status: vma.StatusRegular | vma.StatusMemfd | vma.StatusFileShared, shared: []int{1, 5}},
 	{name: "file", flags: unix.MAP_PRIVATE, file: "disk", status: vma.StatusRegular | vma.StatusFilePrivate, own: []int{1, 2, 5}},

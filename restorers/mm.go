@@ -157,7 +157,8 @@ func checkArea(a *Area) error {
 	}
 	shared, anon := a.Is(vma.StatusFileShared) || a.Is(vma.StatusAnonShared), a.Flags&unix.MAP_ANONYMOUS != 0
 	kind := a.Flags & unix.MAP_TYPE
-	if kinds == 1 && (shared != (kind == unix.MAP_SHARED) || !shared && kind != unix.MAP_PRIVATE || a.File() && anon) {
+	private := kind == unix.MAP_PRIVATE || kind == vma.MapDroppable && anon
+	if kinds == 1 && (shared != (kind == unix.MAP_SHARED) || !shared && !private || a.File() && anon) {
 		return fmt.Errorf("%s has flags %#x, which contradict its status %#x", a, a.Flags, a.Status)
 	}
 	return nil

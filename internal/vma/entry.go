@@ -26,7 +26,8 @@ const (
 	StatusUprobes     = 1 << 17
 )
 
-const mapDroppable = 0x8 // MAP_DROPPABLE
+// MapDroppable is MAP_DROPPABLE (Linux 6.11), in place of MAP_PRIVATE: pages the kernel may take away at any time.
+const MapDroppable = 0x8
 
 // mmapFlags and madvices translate VmFlags into what mmap and madvise were told.
 var mmapFlags = []struct {
@@ -34,7 +35,7 @@ var mmapFlags = []struct {
 	mmap uint32
 }{
 	{GrowsDown, unix.MAP_GROWSDOWN}, {Locked, unix.MAP_LOCKED}, {NoReserve, unix.MAP_NORESERVE},
-	{Hugetlb, unix.MAP_HUGETLB}, {Droppable, mapDroppable},
+	{Hugetlb, unix.MAP_HUGETLB}, {Droppable, MapDroppable},
 }
 
 var madvices = []struct {

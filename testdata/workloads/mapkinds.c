@@ -83,6 +83,9 @@ static void anonymous(void)
 		if (!madvise(p, LEN, advices[i].advice))
 			keep(advices[i].name, p, 1, 4);
 	}
+	/* The kernel may take its pages away at any time: only its flags are to stay. */
+	if ((k = keep("droppable", map(rw, 8 | MAP_ANONYMOUS, -1, LEN), 0, 1))) /* MAP_DROPPABLE, Linux 6.11 */
+		k->from = k->to = 0, k->at[0] = 0;
 	k = keep("guarded", map(rw, priv, -1, LEN), 8, PAGES);
 	if (madvise(k->at + 4096, 4096, 102)) /* MADV_GUARD_INSTALL, Linux 6.13 */
 		k->name = "not guarded";
@@ -183,7 +186,7 @@ static void verify(int i)
 	if (!strcmp(k->name, "unreadable"))
 		CHECK(!mprotect(k->at, k->len, PROT_READ), "mprotect");
 	CHECK(workload_verify(k->at + k->from * 4096, (k->to - k->from) * 4096, 1000 * (i + 1)), "%s", k->name);
-	if (strstr(k->name, "memfd") || !strcmp(k->name, "guarded"))
+	if (strstr(k->name, "memfd") || !strcmp(k->name, "guarded") || !strcmp(k->name, "droppable"))
 		return;
 	char rest = strstr(k->name, " file") || !strcmp(k->name, "shared file") ? 'f' : 0;
 	/* The private mapping of a file shows what the shared one has written. */
