@@ -27,41 +27,51 @@ func NewCgroups() (*Cgroups, error) {
 		return nil, err
 	}
 	defer self.Close()
-	_, err = c.Set(self, "cgroup")
+	text, err := self.Read("cgroup")
+	if err == nil {
+		_, err = c.set(text)
+	}
 	return c, err
 }
 
 // Own is the number of the tool's own set.
 func (c *Cgroups) Own() uint32 { return 1 }
 
-// Set numbers the set that a file of /proc (cgroup or task/TID/cgroup) describes.
-func (c *Cgroups) Set(d *procfs.Dir, entry string) (uint32, error) {
-	b, err := d.Read(entry)
-	if err != nil {
-		return 0, err
+// Number notes in the image of each thread the number of its set.
+func (c *Cgroups) Number(t *Task) error {
+	for _, th := range t.Threads {
+		id, err := c.set(th.cgroups)
+		if err != nil {
+			return err
+		}
+		th.Core.ThreadCore.CgSet = proto.Uint32(id)
 	}
-	text := string(b)
-	if id := c.sets[text]; id != 0 {
+	return nil
+}
+
+// set numbers the set that the text of a cgroup file of /proc describes.
+func (c *Cgroups) set(text []byte) (uint32, error) {
+	if id := c.sets[string(text)]; id != 0 {
 		return id, nil
 	}
 	id := uint32(len(c.sets) + 1)
-	set, err := parseCgroups(d.Path(entry), text)
+	set, err := parseCgroups(string(text))
 	if err != nil {
 		return 0, err
 	}
 	set.Id = proto.Uint32(id)
-	c.sets[text] = id
+	c.sets[string(text)] = id
 	c.list = append(c.list, set)
 	return id, nil
 }
 
 // parseCgroups reads lines of the form "hierarchy:controller,controller:path".
-func parseCgroups(name, text string) (*cgroup.CgSetEntry, error) {
+func parseCgroups(text string) (*cgroup.CgSetEntry, error) {
 	set := &cgroup.CgSetEntry{}
 	for line := range strings.Lines(text) {
 		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
 		if len(f) != 3 {
-			return nil, &procfs.FormatError{File: name, Text: line}
+			return nil, &procfs.FormatError{File: "a cgroup file of /proc", Text: line}
 		}
 		set.Ctls = append(set.Ctls, &cgroup.CgMemberEntry{Name: proto.String(f[1]), Path: proto.String(f[2])})
 	}

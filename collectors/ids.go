@@ -25,7 +25,7 @@ type namespace struct {
 }
 
 // nsKinds are the links of /proc/PID/ns in the order in which numbers are given; those a kernel lacks are left out.
-var nsKinds = []struct {
+var nsKinds = [...]struct {
 	name string
 
 	field func(*criu_core.TaskKobjIdsEntry) **uint32
@@ -84,7 +84,11 @@ func (n *Namespaces) Identify(env *Env, t *Task) error {
 		typ objid.Type
 		id  *uint32
 	}{{objid.VM, &k.VM}, {objid.FilesT, &k.Files}, {objid.FS, &k.FS}, {objid.Sighand, &k.Sighand}} {
-		id, fresh, err := env.IDs.ID(o.typ, objid.Key{}, ref)
+		key := objid.Key{}
+		if o.typ == objid.Sighand {
+			key.Ino = uint64(k.VM) // who shares signal actions shares memory, so most need no comparing
+		}
+		id, fresh, err := env.IDs.ID(o.typ, key, ref)
 		if err != nil {
 			return err
 		}
@@ -100,20 +104,20 @@ func (n *Namespaces) Identify(env *Env, t *Task) error {
 	}
 	t.IDs = k
 	t.Kobj = kobj(k)
-	for _, ns := range nsKinds {
-		st, err := t.Proc.Fstat("ns/" + ns.name)
-		if err != nil {
+	for i, ns := range nsKinds {
+		ino := t.namespaces.own[i]
+		if ino == 0 {
 			continue
 		}
-		*ns.field(t.Kobj) = proto.Uint32(n.number(ns.name, st.Ino))
-		if st.Ino != n.own[ns.name] {
+		*ns.field(t.Kobj) = proto.Uint32(n.number(ns.name, ino))
+		if ino != n.own[ns.name] {
 			env.Obstacles.Add(Obstacle{Pid: t.Pid, What: "is in a " + ns.name + " namespace of its own, which cannot be dumped yet"})
 		}
 	}
-	if err := refuseUnshared(env, t); err != nil {
-		return err
+	if t.namespaces.nestedTime {
+		env.Obstacles.Add(Obstacle{Pid: t.Pid, What: "has made a time namespace for its children, which the image format cannot hold"})
 	}
-	return refuseNestedTime(env, t)
+	return refuseUnshared(env, t)
 }
 
 // refuseUnshared notes threads that do not share what the images say all threads of a task share.
@@ -136,14 +140,25 @@ func refuseUnshared(env *Env, t *Task) error {
 	return nil
 }
 
-// refuseNestedTime notes a task whose children would get another time namespace than it is in (Linux 5.6).
-func refuseNestedTime(env *Env, t *Task) error {
-	own, err := t.Proc.Fstat("ns/time")
-	if err != nil {
-		return nil
-	}
-	if kids, err := t.Proc.Fstat("ns/time_for_children"); err == nil && kids.Ino != own.Ino {
-		env.Obstacles.Add(Obstacle{Pid: t.Pid, What: "has made a time namespace for its children, which the image format cannot hold"})
+// taskNamespaces are the namespaces of one task.
+type taskNamespaces struct {
+	own        [len(nsKinds)]uint64 // inodes in the order of nsKinds, 0 where the kernel has none of the kind
+	nestedTime bool                 // its children would get another time namespace than it is in (Linux 5.6)
+}
+
+// readNamespaces finds out which namespaces a task is in.
+func readNamespaces(t *Task) error {
+	for i, ns := range nsKinds {
+		st, err := t.Proc.Fstat("ns/" + ns.name)
+		if err != nil {
+			continue
+		}
+		t.namespaces.own[i] = st.Ino
+		if ns.name != "time" {
+			continue
+		}
+		kids, err := t.Proc.Fstat("ns/time_for_children")
+		t.namespaces.nestedTime = err == nil && kids.Ino != st.Ino
 	}
 	return nil
 }

@@ -3,14 +3,13 @@ package collectors
 import (
 	"errors"
 	"fmt"
-	"runtime"
 	"strconv"
 	"strings"
 
 	"cryo/internal/procfs"
+	"cryo/internal/spread"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fown"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 )
@@ -126,27 +125,10 @@ func ProbeFDs(t *Task) ([]*Probe, error) {
 	}
 	unix.Close(own)
 	probes := make([]*Probe, len(fds))
-	if len(fds) <= probeChunk {
-		return probes, probeRange(t, fds, probes)
-	}
-	var group errgroup.Group
-	group.SetLimit(runtime.GOMAXPROCS(0))
-	for lo := 0; lo < len(fds); lo += probeChunk {
-		hi := min(lo+probeChunk, len(fds))
-		group.Go(func() error { return probeRange(t, fds[lo:hi], probes[lo:hi]) })
-	}
-	return probes, group.Wait()
-}
-
-func probeRange(t *Task, fds []int, probes []*Probe) error {
-	for i, fd := range fds {
-		p, err := probeFD(t, fd)
-		if err != nil {
-			return err
-		}
-		probes[i] = p
-	}
-	return nil
+	return probes, spread.Range(len(fds), probeChunk, func(i int) (err error) {
+		probes[i], err = probeFD(t, fds[i])
+		return err
+	})
 }
 
 func probeFD(t *Task, fd int) (*Probe, error) {

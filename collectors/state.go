@@ -28,6 +28,7 @@ var StateKinds = []StateKind{
 	{Name: "thread", Read: readThreads, Trace: traceThreads, AskThread: askThread},
 	{Name: "mm", Read: readMM, AskTask: askMM},
 	{Name: "creds", Read: readCreds, AskThread: askCreds},
+	{Name: "namespaces", Read: readNamespaces},
 	{Name: "procself", Read: readProcSelf},
 	{Name: "rlimit", Read: readRlimits},
 	{Name: "signals", Trace: traceSignals, AskTask: askSignals, AskThread: askAltStack},

@@ -1,8 +1,6 @@
 package collectors
 
 import (
-	"strconv"
-
 	"cryo/internal/objid"
 	"cryo/internal/procfs"
 	"cryo/internal/remote"
@@ -68,8 +66,9 @@ type Task struct {
 	// Session is the engine in the task, from parasite-state to parasite-mem; programs run on the tracer's thread only.
 	Session *remote.Session
 
-	asked *question[*Task] // running in the task
-	pidfd int              // opened on first use; 0 is none
+	namespaces taskNamespaces
+	asked      *question[*Task] // running in the task
+	pidfd      int              // opened on first use; 0 is none
 }
 
 // Leader is the thread-group leader.
@@ -113,6 +112,8 @@ type Thread struct {
 	Tracee *remote.Thread
 	// TimerSlack is in nanoseconds.
 	TimerSlack int64
+
+	cgroups []byte // as /proc tells it
 }
 
 // vtid translates a thread id to the tree's namespace; 0 if the task has no such thread.
@@ -124,6 +125,3 @@ func (t *Task) vtid(tid int) int {
 	}
 	return 0
 }
-
-// CgroupEntry is the name below /proc/PID of the thread's control groups.
-func (th *Thread) CgroupEntry() string { return "task/" + strconv.Itoa(th.Tid) + "/cgroup" }

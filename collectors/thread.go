@@ -1,10 +1,12 @@
 package collectors
 
 import (
+	"strconv"
 	"strings"
 
 	"cryo/arch"
 	"cryo/internal/remote"
+	"cryo/internal/spread"
 
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
 	img_fs "github.com/checkpoint-restore/go-criu/v8/crit/images/fs"
@@ -23,28 +25,31 @@ func readThreads(t *Task) error {
 	if t.State == Stopped {
 		t.Core.Tc.StopSigno = proto.Uint32(uint32(t.StopSignal))
 	}
-	for _, th := range t.Threads {
-		s, err := t.Status, error(nil)
-		if th != t.Leader() {
-			if s, err = t.Proc.ThreadStatus(th.Tid); err != nil {
-				return err
-			}
-		}
-		th.Status, th.VTid = s, th.Tid
-		if n := len(s.NSpid); n > 0 {
-			th.VTid = s.NSpid[n-1]
-		}
-		if th == t.Leader() {
-			th.Core = t.Core
-		} else {
-			th.Core = newCore()
-		}
-	}
 	t.FS = &img_fs.FsEntry{}
 	if t.Status.Umask >= 0 {
 		t.FS.Umask = proto.Uint32(uint32(t.Status.Umask))
 	}
-	return nil
+	return spread.Range(len(t.Threads), threadChunk, func(i int) error { return readThread(t, t.Threads[i]) })
+}
+
+// threadChunk is how many threads are read at a time.
+const threadChunk = 32
+
+// readThread reads what /proc tells of one thread.
+func readThread(t *Task, th *Thread) (err error) {
+	th.Core, th.Status = t.Core, t.Status
+	if th != t.Leader() {
+		th.Core = newCore()
+		if th.Status, err = t.Proc.ThreadStatus(th.Tid); err != nil {
+			return err
+		}
+	}
+	th.VTid = th.Tid
+	if n := len(th.Status.NSpid); n > 0 {
+		th.VTid = th.Status.NSpid[n-1]
+	}
+	th.cgroups, err = t.Proc.Read("task/" + strconv.Itoa(th.Tid) + "/cgroup")
+	return err
 }
 
 // traceThreads captures the registers of all threads and what else comes with them: signal mask and restartable sequence.

@@ -5,7 +5,6 @@ import (
 	"cryo/pipeline"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/cgroup"
-	"google.golang.org/protobuf/proto"
 )
 
 // probed is a task with what /proc tells of it, before anything is numbered.
@@ -50,14 +49,7 @@ func (d *dumper) identify(_ *pipeline.Stage, p probed) (*collectors.Task, error)
 	if err := t.Memory.Register(d.env, t); err != nil {
 		return nil, err
 	}
-	for _, th := range t.Threads {
-		set, err := d.cgroups.Set(t.Proc, th.CgroupEntry())
-		if err != nil {
-			return nil, err
-		}
-		th.Core.ThreadCore.CgSet = proto.Uint32(set)
-	}
-	return t, nil
+	return t, d.cgroups.Number(t)
 }
 
 // Shared is what belongs to no single task.

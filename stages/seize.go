@@ -4,15 +4,13 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"runtime"
 
 	"cryo/collectors"
 	"cryo/internal/cgfreeze"
 	"cryo/internal/guardian"
 	"cryo/internal/procfs"
+	"cryo/internal/spread"
 	"cryo/pipeline"
-
-	"golang.org/x/sync/errgroup"
 )
 
 // seize stops the tree and emits it. From here on until finish the tree stands still; the undo stack lets it go.
@@ -93,7 +91,7 @@ func (d *dumper) thaw(context.Context) error { return d.tracer.Do(d.freezer.thaw
 
 // snapshot reads once what every task is looked up in: nothing yet but the ids of the tree, which zombies have too.
 func (d *dumper) snapshot(s *pipeline.Stage, tree *Tree) (*Tree, error) {
-	if err := inParallel(tree.Tasks, identifyTask); err != nil {
+	if err := spread.Range(len(tree.Tasks), identifyChunk, func(i int) error { return identifyTask(tree.Tasks[i]) }); err != nil {
 		return nil, err
 	}
 	for _, t := range tree.Tasks {
@@ -108,25 +106,8 @@ func (d *dumper) snapshot(s *pipeline.Stage, tree *Tree) (*Tree, error) {
 	return tree, nil
 }
 
-// inParallel does the same for all tasks, on all processors. It ends with the first error.
-func inParallel(tasks []*collectors.Task, do func(*collectors.Task) error) error {
-	if len(tasks) == 1 {
-		return do(tasks[0])
-	}
-	var group errgroup.Group
-	workers := runtime.GOMAXPROCS(0)
-	for w := range workers {
-		group.Go(func() error {
-			for i := w; i < len(tasks); i += workers {
-				if err := do(tasks[i]); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	return group.Wait()
-}
+// identifyChunk is how many tasks are identified at a time.
+const identifyChunk = 16
 
 // identifyTask fills the ids of a task in the tree's own pid namespace.
 func identifyTask(t *collectors.Task) error {
