@@ -76,13 +76,20 @@ func askAltStack(b *remote.Builder) Answer[*Thread] {
 }
 
 // traceSignals reads the queues of pending signals, the threads' own and the task's, with all that is known of each.
+//
+// A pending SIGTRAP is refused, as by criu: it is the signal by which tracers are told of everything, and a restore by
+// criu loses it.
 func traceSignals(_ *Tracees, t *Task) (err error) {
+	const trap = 1 << (unix.SIGTRAP - 1)
 	for _, th := range t.Threads {
-		if th.Core.ThreadCore.SignalsP, err = pendingSignals(th.Tid, false); err != nil {
+		if (th.Status.SigPnd|th.Status.ShdPnd)&trap != 0 {
+			return Obstacle{Pid: th.Tid, What: "a SIGTRAP is pending, which cannot be kept", Remedy: "let it be delivered first"}
+		}
+		if th.Core.ThreadCore.SignalsP, err = pendingSignals(th.Tid, false, th.Status.SigPnd); err != nil {
 			return err
 		}
 	}
-	if t.Core.Tc.SignalsS, err = pendingSignals(t.Pid, true); err != nil || t.State != Stopped {
+	if t.Core.Tc.SignalsS, err = pendingSignals(t.Pid, true, t.Status.ShdPnd); err != nil || t.State != Stopped {
 		return err
 	}
 	// SIGCONT will flush them, so nobody will ever see them; put back, they would stop the task twice.
@@ -93,9 +100,12 @@ func traceSignals(_ *Tracees, t *Task) (err error) {
 	return nil
 }
 
-// pendingSignals reads a queue of signals without taking them from it.
-func pendingSignals(tid int, shared bool) (*siginfo.SignalQueueEntry, error) {
+// pendingSignals reads a queue of signals without taking them from it. set is which signals are pending at all.
+func pendingSignals(tid int, shared bool, set uint64) (*siginfo.SignalQueueEntry, error) {
 	queue := &siginfo.SignalQueueEntry{}
+	if set == 0 {
+		return queue, nil
+	}
 	var batch [32]ptrace.RawSigInfo
 	for off := uint64(0); ; {
 		n, err := ptrace.PeekSigInfo(tid, off, shared, batch[:])
