@@ -125,6 +125,9 @@ func areaOf(e *vmapb.VmaEntry) *Area {
 		Status: e.GetStatus(), Object: e.GetShmid(), OpenFlags: e.GetFdflags(), Madvise: e.GetMadv()}
 }
 
+// mapDroppable is MAP_DROPPABLE, a type of private mapping (Linux 6.11).
+const mapDroppable = 8
+
 // mapHugeMask are the bits that hold the size of huge pages.
 const mapHugeMask = 0x3f << 26
 
