@@ -3,6 +3,7 @@ package collectors
 import (
 	"bytes"
 
+	"cryo/internal/image"
 	"cryo/internal/remote"
 
 	"golang.org/x/sys/unix"
@@ -44,14 +45,15 @@ func askThreadPrctls(b *remote.Builder) Answer[*Thread] {
 	b.Call(unix.SYS_PRCTL, remote.Imm(unix.PR_GET_PDEATHSIG), pdeath).Must()
 	b.Call(unix.SYS_PRCTL, remote.Imm(unix.PR_GET_NAME), comm).Must()
 	slack := b.Call(unix.SYS_PRCTL, remote.Imm(unix.PR_GET_TIMERSLACK)).Must()
-	return func(r *remote.Results, th *Thread) (err error) {
+	return func(r *remote.Results, th *Thread) error {
 		tc := th.Core.ThreadCore
 		if sig := r.Uint32(pdeath); sig != 0 {
 			tc.PdeathSig = proto.Uint32(sig)
 		}
 		name, _, _ := bytes.Cut(r.Bytes(comm), []byte{0})
 		tc.Comm = proto.String(string(name))
-		th.TimerSlack, err = r.Value(slack)
+		nanoseconds, err := r.Value(slack)
+		image.SetTimerSlack(tc, uint64(nanoseconds))
 		return err
 	}
 }

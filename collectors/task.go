@@ -110,8 +110,6 @@ type Thread struct {
 	Core *criu_core.CoreEntry
 	// Tracee is the thread's captured state.
 	Tracee *remote.Thread
-	// TimerSlack is in nanoseconds.
-	TimerSlack int64
 
 	cgroups []byte // as /proc tells it
 }

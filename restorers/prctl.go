@@ -3,6 +3,7 @@ package restorers
 import (
 	"math/bits"
 
+	"cryo/internal/image"
 	"cryo/internal/remote"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +25,13 @@ func emitChildSubreaper(e *StateEmit) {
 func emitHugePages(e *StateEmit) {
 	if e.MM.GetThpDisabled() {
 		e.Call(unix.SYS_PRCTL, remote.Imm(unix.PR_SET_THP_DISABLE), remote.Imm(1), remote.Imm(0), remote.Imm(0), remote.Imm(0)).Must().Discard()
+	}
+}
+
+// emitTimerSlack is for threads that changed it; all others have the default from the tool.
+func emitTimerSlack(e *StateEmit) {
+	if slack := image.GetTimerSlack(e.Thread.GetThreadCore()); slack != image.DefaultTimerSlack {
+		e.Call(unix.SYS_PRCTL, remote.Imm(unix.PR_SET_TIMERSLACK), remote.Imm(slack), remote.Imm(0), remote.Imm(0), remote.Imm(0)).Must().Discard()
 	}
 }
 

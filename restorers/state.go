@@ -68,6 +68,7 @@ var StateKinds = []StateKind{
 
 	{Name: "name", Phase: ThreadEarly, Check: checkName, Emit: emitName},
 	{Name: "tid address", Phase: ThreadEarly, Emit: emitTidAddress},
+	{Name: "timer slack", Phase: ThreadEarly, Emit: emitTimerSlack},
 	{Name: "robust list", Phase: ThreadEarly, Emit: emitRobustList},
 	{Name: "alternate stack", Phase: ThreadEarly, Emit: emitAltStack},
 	{Name: "restartable sequences", Phase: ThreadEarly, Emit: emitRseq},
