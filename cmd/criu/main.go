@@ -45,8 +45,9 @@ var verbs = map[options.Verb]func(context.Context, *options.Options) error{
 	options.CPUInfoCheck: cpuinfoCheck,
 }
 
-// memoryGoal is how much memory the runtime tries to do with.
-const memoryGoal = 40 << 20
+// memoryGoal is how much memory the runtime tries to do with: with what it does not count, less than 64 MiB. A goal of 40
+// made the restore of 1,000 tasks, with 20 MiB in use, collect 60 times and take twice the processor time.
+const memoryGoal = 48 << 20
 
 func main() {
 	guardian.Main(stages.GuardianKinds()...)
