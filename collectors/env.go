@@ -39,6 +39,8 @@ type Env struct {
 	Undo func(name string, back func(context.Context) error) error
 	// VPid translates a pid of the tool's namespace to the tree's; 0 if it has none there.
 	VPid func(pid int) int
+	// InTree says whether a process, by its pid in the tool's namespace, is part of the dump.
+	InTree func(pid int) bool
 }
 
 // External says whether the user declared an object, named as in --external NAME or NAME:KEY, to stay outside.

@@ -81,6 +81,7 @@ type FilePlanner struct {
 	Set    *Set
 	Opt    *FileOptions
 	Paths  *Paths
+	Tree   *Tree
 	plan   *FilePlan
 	kinds  map[fdinfo.FdTypes]Restorer
 	shared map[any]any
@@ -109,7 +110,7 @@ func (p *FilePlanner) File(id uint32) *File { return p.plan.Files[id] }
 // PlanFiles plans all descriptors of the tree.
 func PlanFiles(s *Set, t *Tree, kinds map[fdinfo.FdTypes]Restorer, paths *Paths, opt *FileOptions) (*FilePlan, error) {
 	plan := &FilePlan{ByNode: map[*Node]*Table{}, Files: make(map[uint32]*File, len(s.Files)), limits: opt.Limits, tool: opt.ToolPID}
-	p := &FilePlanner{Set: s, Opt: opt, Paths: paths, plan: plan, kinds: kinds, shared: map[any]any{}}
+	p := &FilePlanner{Set: s, Opt: opt, Paths: paths, Tree: t, plan: plan, kinds: kinds, shared: map[any]any{}}
 	tables := map[uint32]*Table{}
 	for _, task := range s.Tasks {
 		if task.Dead() {

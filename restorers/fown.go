@@ -15,7 +15,7 @@ import (
 func fownOf(e *fdinfo.FileEntry) *fown.FownEntry {
 	for _, m := range []interface{ GetFown() *fown.FownEntry }{
 		e.GetReg(), e.GetPipe(), e.GetIsk(), e.GetNlsk(), e.GetPsk(), e.GetEfd(), e.GetEpfd(), e.GetSgfd(), e.GetTfd(),
-		e.GetIfy(), e.GetFfy(), e.GetUsk(), e.GetTty(), e.GetMemfd(), e.GetBpf(),
+		e.GetIfy(), e.GetFfy(), e.GetUsk(), e.GetTty(), e.GetMemfd(), e.GetBpf(), e.GetPidfd(),
 	} {
 		if o := m.GetFown(); o != nil {
 			return o

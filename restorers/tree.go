@@ -2,6 +2,7 @@ package restorers
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 )
 
@@ -63,6 +64,9 @@ type Tree struct {
 	Nodes []*Node
 	ByPID map[int]*Node
 	Root  *Node
+	// Departed are the helpers that stand for processes which had been reaped, but of which pidfds are open, by the inode
+	// numbers of those.
+	Departed map[uint32]int
 }
 
 // PlanTree decides who forks whom. With shellJob the session and the group of the root, which are a shell's, become the
@@ -96,11 +100,33 @@ func PlanTree(s *Set, shellJob bool, spare func(taken func(int) bool) (int, erro
 			return nil, err
 		}
 	}
+	if err := p.departed(); err != nil {
+		return nil, err
+	}
 	if r := p.t.Root; r.Session != 0 && !r.LeadsSession() {
 		return nil, fmt.Errorf("the root, %s, belongs to session %d, which is not in the set: if it was started from a shell, restore it with --shell-job", root, root.SID)
 	}
 	return p.run()
 }
+
+// departed adds helpers for processes that are known by nothing but pidfds any more.
+func (p *treePlan) departed() error {
+	p.t.Departed = map[uint32]int{}
+	for _, ino := range slices.Sorted(maps.Keys(departed(p.set))) {
+		pid, err := p.spare(p.taken)
+		if err == nil {
+			_, err = p.helper(pid, p.t.Root, p.t.Root.Session, 0, "a pidfd")
+		}
+		if err != nil {
+			return err
+		}
+		p.t.Departed[ino] = pid
+	}
+	return nil
+}
+
+// taken says whether a task or thread of the set, or a helper, has an id.
+func (p *treePlan) taken(pid int) bool { return p.t.ByPID[pid] != nil || p.tids[pid] }
 
 type treePlan struct {
 	set  *Set
@@ -239,7 +265,7 @@ func (n *Node) below(other *Node) bool {
 // orphan makes n the child of a helper in the session of leader: when the helper ends, n falls to its parent, as it did
 // when whoever forked it died.
 func (p *treePlan) orphan(n, leader *Node) error {
-	pid, err := p.spare(func(pid int) bool { return p.t.ByPID[pid] != nil || p.tids[pid] })
+	pid, err := p.spare(p.taken)
 	if err != nil {
 		return err
 	}

@@ -23,6 +23,7 @@ var kinds = []Kind{
 	{fdinfo.FdTypes_EVENTPOLL, collectors.Eventpoll{}, restorers.EventPoll{}},
 	{fdinfo.FdTypes_SIGNALFD, collectors.Signalfd{}, restorers.Signalfd{}},
 	{fdinfo.FdTypes_TIMERFD, collectors.Timerfd{}, restorers.Timerfd{}},
+	{fdinfo.FdTypes_PIDFD, collectors.Pidfd{}, restorers.Pidfd{}},
 	{fdinfo.FdTypes_NS, collectors.NsFile{}, restorers.NsFile{}},
 	{fdinfo.FdTypes_MEMFD, collectors.Memfd{}, restorers.Memfd{}},
 	{fdinfo.FdTypes_TTY, collectors.TTY{}, restorers.TTY{}},

@@ -38,6 +38,7 @@ var workloads = []struct {
 	{name: "orphan", peerFails: "criu hands the orphan to init, not to its subreaper"},
 	{name: "memory"},
 	{name: "mapkinds"},
+	{name: "pidfds"},
 	{name: "sysv", peerFails: "criu keeps SysV memory only of an IPC namespace it dumps whole"},
 	{name: "clock"},
 	{name: "ring", args: []string{"20"}},
