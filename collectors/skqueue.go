@@ -3,8 +3,8 @@ package collectors
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
-	"sort"
 
 	"cryo/internal/image"
 
@@ -32,12 +32,12 @@ type peeker struct {
 type peeked struct {
 	data   []byte
 	fds    []int // the tool's now
+	cut    bool  // control messages were left out
 	origin image.PacketOrigin
 }
 
 const (
 	peekBuffer = 64 << 10
-	maxPeek    = 1 << 20 // of a stream at a time
 	// maxControl has room for 253 descriptors, the most a message carries, credentials, a security label and what other
 	// options add.
 	maxControl = 4 << 10
@@ -49,15 +49,7 @@ func newPeeker(fd, typ int) (*peeker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("peek offset: %w", err)
 	}
-	p := &peeker{fd: fd, typ: typ, own: own, buf: make([]byte, peekBuffer)}
-	for _, option := range []int{unix.SO_PASSCRED, unix.SO_PASSSEC} {
-		on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, option)
-		if err != nil {
-			return nil, fmt.Errorf("socket option %d: %w", option, err)
-		}
-		p.tells = p.tells || on != 0
-	}
-	return p, nil
+	return &peeker{fd: fd, typ: typ, own: own, buf: make([]byte, peekBuffer)}, nil
 }
 
 // close puts the socket's own offset back.
@@ -102,23 +94,32 @@ func (p *peeker) messages(hungUp bool) error {
 }
 
 // stream emits size bytes, which is all there are. A read beyond them would take a pending error off the socket.
+//
+// Descriptors are to stay with the bytes they were sent with. A read ends behind such bytes, but others may come before
+// them; and descriptors are handed out even if the read ends before their bytes. So the beginning of the bytes is
+// searched for first.
 func (p *peeker) stream(size int) error {
-	p.buf = make([]byte, min(max(size, 1), maxPeek))
+	p.buf = make([]byte, size)
 	for p.off < size {
-		n, err := p.plain(min(size-p.off, len(p.buf)))
-		if err != nil {
-			return err
+		m, _, err := p.read(size-p.off, false)
+		if err != nil || len(m.data) == 0 {
+			return ignore(err, unix.EAGAIN)
 		}
-		// Bytes that no descriptor goes with, or those that begin where one does.
-		m, _, err := p.read(n, true)
-		if err == unix.EAGAIN {
-			return nil
+		n := len(m.data)
+		start := n
+		if m.cut {
+			if start, err = p.lastPiece(n); err != nil {
+				return err
+			}
 		}
-		if err != nil {
-			return err
+		if start == 0 {
+			m, _, err = p.read(n, true)
+		} else if m, _, err = p.read(start, true); err == nil {
+			closeAll(m.fds) // of the bytes that follow
+			m.fds = nil
 		}
-		if len(m.data) == 0 {
-			return nil
+		if err != nil || len(m.data) == 0 {
+			return ignore(err, unix.EAGAIN)
 		}
 		p.off += len(m.data)
 		if err := p.emit(m); err != nil {
@@ -128,31 +129,25 @@ func (p *peeker) stream(size int) error {
 	return nil
 }
 
-// plain says how many of the next n bytes can be read at once so that descriptors stay with the byte they were sent
-// with. The kernel ends a read behind such bytes but lets others come before them; where it had to leave descriptors
-// out for want of room it says so, which finds the place without receiving any.
-func (p *peeker) plain(n int) (int, error) {
-	if p.tells {
-		return n, nil // every read leaves something out
+// lastPiece says where the last of the pieces begins that a read of n bytes is made of. The kernel copies each piece
+// whole or not at all, so it is left out when there is no room for its last byte.
+func (p *peeker) lastPiece(n int) (int, error) {
+	if err := p.at(); err != nil {
+		return 0, err
 	}
-	truncated := func(n int) bool {
-		_, _, err := p.read(n, false)
-		return err == errTruncated
-	}
-	if !truncated(n) {
-		return n, nil
-	}
-	if truncated(1) {
-		return n, nil // they are at the beginning
-	}
-	return 1 + sort.Search(n-2, func(i int) bool { return truncated(i + 2) }), nil
+	h := header{data: p.buf[:n-1], tooShort: true}
+	start, err := h.receive(p.fd, unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	return start, ignore(err, unix.EFAULT) // not even the first
 }
 
-// errTruncated says that control messages were left out.
-var errTruncated = fmt.Errorf("control messages do not fit")
+func ignore(err error, usual unix.Errno) error {
+	if err == usual {
+		return nil
+	}
+	return err
+}
 
-// read peeks at up to n bytes. full is the whole length of a message. Without control, descriptors are left alone and
-// errTruncated says that there are some.
+// read peeks at up to n bytes; full is the whole length of a message. Without control, descriptors are left alone.
 func (p *peeker) read(n int, control bool) (m peeked, full int, err error) {
 	if err := p.at(); err != nil {
 		return m, 0, err
@@ -168,13 +163,13 @@ func (p *peeker) read(n int, control bool) (m peeked, full int, err error) {
 	if full, err = h.receive(p.fd, flags); err != nil {
 		return m, 0, err
 	}
-	m.data = p.buf[:min(full, n)]
+	m.data, m.cut = p.buf[:min(full, n)], h.flags&unix.MSG_CTRUNC != 0
 	if len(h.name) > 2 {
 		m.origin.Addr = h.name[2:]
 	}
 	m.fds, m.origin.Creds, err = parseControl(h.control)
-	if err == nil && h.flags&unix.MSG_CTRUNC != 0 {
-		err = errTruncated
+	if err == nil && control && m.cut {
+		err = errors.New("control messages are longer than any")
 	}
 	if err != nil {
 		closeAll(m.fds)

@@ -48,14 +48,15 @@ const (
 
 // unixSet is all unix sockets of a set.
 type unixSet struct {
-	entries map[uint32]*sk_unix.UnixSkEntry // by inode number
-	planned map[uint32]*unixFile            // by inode number
-	order   []*unixFile
-	queues  *skQueues
-	paths   *Paths
-	plan    *FilePlan
-	bufs    [2]uint32              // sizes of the buffers of a fresh socket
-	byPeer  map[uint32][]*unixFile // planned ones, by the inode number of the socket they are connected to
+	entries   map[uint32]*sk_unix.UnixSkEntry // by inode number
+	listeners map[string]bool                 // names of all that listen
+	planned   map[uint32]*unixFile            // by inode number
+	order     []*unixFile
+	queues    *skQueues
+	paths     *Paths
+	plan      *FilePlan
+	bufs      [2]uint32              // sizes of the buffers of a fresh socket
+	byPeer    map[uint32][]*unixFile // planned ones, by the inode number of the socket they are connected to
 }
 
 // unixFile is a socket that is to be made.
@@ -76,7 +77,7 @@ type unixFile struct {
 func unixAll(p *FilePlanner) (*unixSet, error) {
 	type key struct{}
 	return Shared(p, key{}, func() (*unixSet, error) {
-		u := &unixSet{entries: map[uint32]*sk_unix.UnixSkEntry{}, planned: map[uint32]*unixFile{}, byPeer: map[uint32][]*unixFile{},
+		u := &unixSet{listeners: map[string]bool{}, entries: map[uint32]*sk_unix.UnixSkEntry{}, planned: map[uint32]*unixFile{}, byPeer: map[uint32][]*unixFile{},
 			paths: p.Paths, plan: p.plan}
 		for _, e := range p.Set.Files {
 			if e.GetType() != fdinfo.FdTypes_UNIXSK {
@@ -90,6 +91,9 @@ func unixAll(p *FilePlanner) (*unixSet, error) {
 				return nil, image.Errorf(image.Files.File(0), -1, "id %d: ino %d is there twice", e.GetId(), us.GetIno())
 			}
 			u.entries[us.GetIno()] = us
+			if us.GetState() == unixListen && us.GetUflags()&unixExternal == 0 {
+				u.listeners[string(us.GetName())] = true
+			}
 		}
 		var err error
 		if u.queues, err = planQueues(p); err != nil {
@@ -208,7 +212,7 @@ func (u *unixFile) Settle(p *FilePlanner) error {
 	case peer.GetType() != u.GetType():
 		return image.Errorf(image.Files.File(0), -1, "id %d: its peer %d is of another type", u.GetId(), u.GetPeer())
 	case peer != u.UnixSkEntry && peer.GetPeer() == u.GetIno():
-		return u.settlePair()
+		return u.settlePair(p)
 	case u.GetType() == unix.SOCK_DGRAM && len(peer.GetName()) > 0:
 	case u.GetState() == unixEstablished && u.GetType() != unix.SOCK_DGRAM && peer.GetState() == unixListen && len(peer.GetName()) > 0:
 	default:
@@ -230,7 +234,7 @@ func (u *unixFile) settleAlone() {
 }
 
 // settlePair makes this one the maker of both, as it is met first.
-func (u *unixFile) settlePair() error {
+func (u *unixFile) settlePair(p *FilePlanner) error {
 	u.role = unixMaker
 	if err := u.checkName(); err != nil {
 		return err
@@ -243,8 +247,23 @@ func (u *unixFile) settlePair() error {
 		return fmt.Errorf("unix socket %d is connected to %d, which was handed in by --inherit-fd: both have to be", u.GetIno(), u.GetPeer())
 	}
 	peer.role = unixMade
+	for _, end := range []*unixFile{u, peer} {
+		if end.accepted() {
+			return u.moveTo(p, string(end.GetName()))
+		}
+	}
 	return peer.checkName()
 }
+
+// moveTo lets the same task make all pairs that have a name in common, as they have to be made one after the other.
+func (u *unixFile) moveTo(p *FilePlanner, name string) error {
+	f := p.File(u.GetId())
+	owner, err := Shared(p, unixName(name), func() (*Table, error) { return f.Owner, nil })
+	f.Owner = owner
+	return err
+}
+
+type unixName string
 
 func (u *unixFile) settleOutside(p *FilePlanner, peer *sk_unix.UnixSkEntry) error {
 	switch {
@@ -257,17 +276,21 @@ func (u *unixFile) settleOutside(p *FilePlanner, peer *sk_unix.UnixSkEntry) erro
 	return u.checkName()
 }
 
-// Parks counts the other ends that are kept for others, or for nobody.
+// Parks counts the ends that are kept for others, or for nobody.
 func (u *unixFile) Parks(t *Table) int {
+	n := 0
+	if t.first(u.GetId()) < 0 {
+		n++
+	}
 	switch {
 	case u.role == unixFake:
-		return 1
+		n++
 	case u.role == unixMaker:
 		if peer := u.set.planned[u.GetPeer()]; peer == nil || t.first(peer.GetId()) < 0 {
-			return 1
+			n++
 		}
 	}
-	return 0
+	return n
 }
 
 func (u *unixFile) nonblock() int { return int(u.GetFlags()) & unix.O_NONBLOCK }
@@ -313,6 +336,10 @@ func (u *unixFile) create(b *remote.Builder, s *Slots) {
 			u.made &= peer.nonblock()
 			peer.made, peer.table = u.made, s.t
 			defer func() { peer.other = s.Number(u.GetId()) }()
+			if u.accepted() || peer.accepted() {
+				u.createAccepted(b, s, peer)
+				return
+			}
 		}
 	}
 	fds := b.Zero(8)
@@ -323,6 +350,30 @@ func (u *unixFile) create(b *remote.Builder, s *Slots) {
 		unspec := b.Bytes(words32([]uint32{unix.AF_UNSPEC}))
 		b.Call(unix.SYS_CONNECT, remote.Imm(s.Number(u.GetId())), unspec, remote.Imm(2)).Must().Discard()
 	}
+}
+
+// createAccepted makes a pair of which one end has the abstract name of the listener it was accepted by. Only by being
+// accepted can it get that name beside the listener, so there is another one for a moment: the listener of the set gets
+// its name later.
+func (u *unixFile) createAccepted(b *remote.Builder, s *Slots, peer *unixFile) {
+	client, server := u, peer
+	if u.accepted() {
+		client, server = peer, u
+	}
+	addr := sockaddrUn(server.GetName())
+	socket := func(flags int) remote.Op {
+		return b.Call(unix.SYS_SOCKET, remote.Imm(unix.AF_UNIX), remote.Imm(int(u.GetType())|flags), remote.Imm(0))
+	}
+	listener := s.Temp(socket(unix.O_CLOEXEC))
+	b.Call(unix.SYS_BIND, remote.Imm(listener), b.Bytes(addr), remote.Imm(len(addr))).Must().Discard()
+	b.Call(unix.SYS_LISTEN, remote.Imm(listener), remote.Imm(1)).Must().Discard()
+	cloexec := s.Cloexec(client.GetId())
+	s.Made(socket(u.made|cloexec), client.GetId(), cloexec)
+	b.Call(unix.SYS_CONNECT, remote.Imm(s.Number(client.GetId())), b.Bytes(addr), remote.Imm(len(addr))).Must().Discard()
+	cloexec = s.Cloexec(server.GetId())
+	s.Made(b.Call(unix.SYS_ACCEPT4, remote.Imm(listener), remote.Imm(0), remote.Imm(0), remote.Imm(u.made|cloexec)), server.GetId(), cloexec)
+	s.Close(listener)
+	u.table, u.other = s.t, s.Number(peer.GetId())
 }
 
 // attach sets options and ends directions.

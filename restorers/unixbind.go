@@ -58,7 +58,8 @@ func (u *unixFile) hidden() bool {
 
 // accepted says whether the name of a socket is the abstract one of the listener its connection was made with.
 func (u *unixFile) accepted() bool {
-	return unixPath(u.UnixSkEntry) == "" && u.GetType() != unix.SOCK_DGRAM && u.GetState() == unixEstablished
+	return unixPath(u.UnixSkEntry) == "" && len(u.GetName()) > 0 && u.GetType() != unix.SOCK_DGRAM &&
+		u.GetState() == unixEstablished && u.set.listeners[string(u.GetName())]
 }
 
 // fill binds all sockets that have a name. It does so on a thread that shares neither directories nor mask with others.
@@ -292,9 +293,7 @@ func (w *binder) leave() error {
 	return unix.Chroot(".")
 }
 
-// privateRoot makes a filesystem that is mounted nowhere (fsmount, Linux 5.2) and goes with its last user. Where that is
-// not allowed it is a directory that has no name any more before anything is in it... which cannot hold files, so it is
-// refused.
+// privateRoot makes a filesystem that is mounted nowhere (fsmount, Linux 5.2) and goes with its last user.
 func privateRoot() (int, error) {
 	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
 	if err != nil {

@@ -33,6 +33,8 @@ var workloads = []struct {
 	{name: "idle"},
 	{name: "threads", args: []string{"8"}},
 	{name: "files"},
+	{name: "unix"},
+	{name: "unixfine", peerFails: "criu's images hold no senders of messages, and its restore no names of accepted connections"},
 	{name: "signals"},
 	{name: "tree"},
 	{name: "orphan", peerFails: "criu hands the orphan to init, not to its subreaper"},
