@@ -364,7 +364,7 @@ func (u *unixFile) createAccepted(b *remote.Builder, s *Slots, peer *unixFile) {
 	socket := func(flags int) remote.Op {
 		return b.Call(unix.SYS_SOCKET, remote.Imm(unix.AF_UNIX), remote.Imm(int(u.GetType())|flags), remote.Imm(0))
 	}
-	listener := s.Temp(socket(unix.O_CLOEXEC))
+	listener := s.Keep(socket(unix.O_CLOEXEC))
 	b.Call(unix.SYS_BIND, remote.Imm(listener), b.Bytes(addr), remote.Imm(len(addr))).Must().Discard()
 	b.Call(unix.SYS_LISTEN, remote.Imm(listener), remote.Imm(1)).Must().Discard()
 	cloexec := s.Cloexec(client.GetId())
@@ -372,7 +372,7 @@ func (u *unixFile) createAccepted(b *remote.Builder, s *Slots, peer *unixFile) {
 	b.Call(unix.SYS_CONNECT, remote.Imm(s.Number(client.GetId())), b.Bytes(addr), remote.Imm(len(addr))).Must().Discard()
 	cloexec = s.Cloexec(server.GetId())
 	s.Made(b.Call(unix.SYS_ACCEPT4, remote.Imm(listener), remote.Imm(0), remote.Imm(0), remote.Imm(u.made|cloexec)), server.GetId(), cloexec)
-	s.Close(listener)
+	s.drop(listener)
 	u.table, u.other = s.t, s.Number(peer.GetId())
 }
 
