@@ -139,23 +139,30 @@ const (
 
 // OwnVDSO is the memory of the vdso this kernel maps, as this process has it.
 func OwnVDSO() ([]byte, error) {
-	auxv, err := os.ReadFile("/proc/self/auxv")
+	addr, err := OwnVDSOAddress()
 	if err != nil {
 		return nil, err
 	}
-	for ; len(auxv) >= 16 && le.Uint64(auxv) != atNull; auxv = auxv[16:] {
-		if le.Uint64(auxv) != atSysinfoEhdr {
-			continue
-		}
-		at := unsafe.Add(nil, uintptr(le.Uint64(auxv[8:])))
-		header := unsafe.Slice((*byte)(at), os.Getpagesize())
-		size, err := mappedSize(header)
-		if err != nil {
-			return nil, err
-		}
-		return bytes.Clone(unsafe.Slice((*byte)(at), size)), nil
+	at := unsafe.Add(nil, uintptr(addr))
+	size, err := mappedSize(unsafe.Slice((*byte)(at), os.Getpagesize()))
+	if err != nil {
+		return nil, err
 	}
-	return nil, errors.New("this kernel maps no vdso")
+	return bytes.Clone(unsafe.Slice((*byte)(at), size)), nil
+}
+
+// OwnVDSOAddress is where this process has its vdso.
+func OwnVDSOAddress() (uint64, error) {
+	auxv, err := os.ReadFile("/proc/self/auxv")
+	if err != nil {
+		return 0, err
+	}
+	for ; len(auxv) >= 16 && le.Uint64(auxv) != atNull; auxv = auxv[16:] {
+		if le.Uint64(auxv) == atSysinfoEhdr {
+			return le.Uint64(auxv[8:]), nil
+		}
+	}
+	return 0, errors.New("this kernel maps no vdso")
 }
 
 // mappedSize is the size of the mapping of a vdso, whose sections may lie behind its segments.

@@ -26,18 +26,35 @@ func Read(src image.Source) (*Set, error) {
 	}
 	s := &Set{Source: src, Inventory: inv, ByPID: map[int]*Task{}, Files: map[uint32]*fdinfo.FileEntry{},
 		Remaps: map[uint32]*remap_file_path.RemapFilePathEntry{}}
-	if err := s.readFiles(); err != nil {
+	// Reading is mostly decoding: everything that can be goes on at the same time.
+	files := make(chan error, 1)
+	go func() { files <- s.readFiles() }()
+	err = s.readTasks()
+	if ferr := <-files; err == nil {
+		err = ferr
+	}
+	if err != nil {
 		return nil, err
 	}
+	for _, t := range s.Tasks {
+		if err := s.checkDescriptors(t); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// readTasks reads the tree and what belongs to one task.
+func (s *Set) readTasks() error {
 	if err := s.readTree(); err != nil {
-		return nil, err
+		return err
 	}
 	var g errgroup.Group
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for _, t := range s.Tasks {
 		g.Go(func() error { return s.readTask(t) })
 	}
-	return s, g.Wait()
+	return g.Wait()
 }
 
 func (s *Set) readFiles() error {
@@ -166,7 +183,11 @@ func taskOf(e *pstree.PstreeEntry, used map[uint32]bool) (*Task, error) {
 }
 
 func (s *Set) readTask(t *Task) error {
-	if err := EachThread(t, s.readThread); err != nil {
+	memory := make(chan error, 1)
+	go func() { memory <- s.readMM(t) }()
+	err := EachThread(t, s.readThread)
+	merr := <-memory
+	if err != nil {
 		return err
 	}
 	t.Core = t.Threads[0].Core
@@ -179,12 +200,29 @@ func (s *Set) readTask(t *Task) error {
 		if len(t.Threads) > 1 || len(t.Children) > 0 {
 			return image.Errorf(image.Core.File(uint64(t.PID)), 0, "task_state says dead, but the task has %d threads and %d children", len(t.Threads), len(t.Children))
 		}
+		t.MM = nil
 		return nil
 	case StateAlive, StateStopped:
+		if merr != nil {
+			return merr
+		}
 	default:
 		return image.Errorf(image.Core.File(uint64(t.PID)), 0, "task_state %d is not known", st)
 	}
 	return s.readLive(t)
+}
+
+func (s *Set) readMM(t *Task) (err error) {
+	id := uint64(t.PID)
+	if t.MM, err = image.Read(s.Source, image.MM, id); err != nil {
+		return err
+	}
+	if len(t.MM.Vmas) == 0 { // before criu 2.0 they had an image of their own
+		if t.MM.Vmas, err = image.ReadOptional(s.Source, image.VMAs, id); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *Set) readThread(th *Thread) error {
@@ -235,14 +273,6 @@ func (s *Set) readLive(t *Task) (err error) {
 	if err != nil {
 		return err
 	}
-	if t.MM, err = image.Read(s.Source, image.MM, id); err != nil {
-		return err
-	}
-	if len(t.MM.Vmas) == 0 { // before criu 2.0 they had an image of their own
-		if t.MM.Vmas, err = image.ReadOptional(s.Source, image.VMAs, id); err != nil {
-			return err
-		}
-	}
 	if t.FS, err = image.Read(s.Source, image.Fs, id); err != nil {
 		return err
 	}
@@ -250,20 +280,9 @@ func (s *Set) readLive(t *Task) (err error) {
 	if !s.Inventory.GetFdinfoPerId() {
 		fdID = id
 	}
+	t.fdinfo = fdID
 	if t.FDs, err = image.ReadOptional(s.Source, image.Fdinfo, fdID); err != nil {
 		return err
-	}
-	seen := map[uint32]bool{}
-	for i, f := range t.FDs {
-		switch {
-		case f.GetFd() > math.MaxInt32-1:
-			return image.Errorf(image.Fdinfo.File(fdID), i, "fd %d is no descriptor", f.GetFd())
-		case seen[f.GetFd()]:
-			return image.Errorf(image.Fdinfo.File(fdID), i, "fd %d is there twice", f.GetFd())
-		case s.Files[f.GetId()] == nil:
-			return image.Errorf(image.Fdinfo.File(fdID), i, "fd %d: id %d is no file of the set", f.GetFd(), f.GetId())
-		}
-		seen[f.GetFd()] = true
 	}
 	return nil
 }
@@ -276,6 +295,23 @@ func checkCore(tid int, c *criu_core.CoreEntry) error {
 	file := image.Core.File(uint64(tid))
 	if c.GetMtype() != machine[runtime.GOARCH] {
 		return image.Errorf(file, 0, "mtype is %s: the set comes from another kind of processor than %s", c.GetMtype(), runtime.GOARCH)
+	}
+	return nil
+}
+
+// checkDescriptors checks the descriptors of a task against the files of the set.
+func (s *Set) checkDescriptors(t *Task) error {
+	seen := map[uint32]bool{}
+	for i, f := range t.FDs {
+		switch {
+		case f.GetFd() > math.MaxInt32-1:
+			return image.Errorf(image.Fdinfo.File(t.fdinfo), i, "fd %d is no descriptor", f.GetFd())
+		case seen[f.GetFd()]:
+			return image.Errorf(image.Fdinfo.File(t.fdinfo), i, "fd %d is there twice", f.GetFd())
+		case s.Files[f.GetId()] == nil:
+			return image.Errorf(image.Fdinfo.File(t.fdinfo), i, "fd %d: id %d is no file of the set", f.GetFd(), f.GetId())
+		}
+		seen[f.GetFd()] = true
 	}
 	return nil
 }

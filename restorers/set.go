@@ -44,6 +44,7 @@ type Task struct {
 	MM      *mm.MmEntry
 	FS      *fs.FsEntry
 	FDs     []*fdinfo.FdinfoEntry
+	fdinfo  uint64 // id of the image FDs come from
 
 	Parent   *Task
 	Children []*Task

@@ -1,6 +1,7 @@
 package restorers
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -29,30 +30,32 @@ func PlanVDSO(src image.Source, tree *Tree, layouts map[*Node]*Layout, kernel []
 		return nil, nil // nor have the tasks it makes
 	}
 	v := &VDSO{kernel: kernel}
-	if v.now, err = arch.ParseVDSO(own); err != nil {
-		return nil, err
-	}
 	fits, readErr := true, error(nil)
+	var code []byte
 	for _, n := range tree.Nodes {
 		l := layouts[n]
 		if l == nil {
 			continue
 		}
-		if v.old == nil && readErr == nil {
-			if v.old, err = l.readVDSO(src, uint64(n.ID)); err != nil {
+		if code == nil && readErr == nil {
+			if code, err = l.readVDSO(src, uint64(n.ID)); err != nil {
 				readErr = fmt.Errorf("%s: %w", n, err)
 			}
 		}
 		_, err := matchSpecial(kernel, l.Special)
 		fits = fits && err == nil
 	}
-	switch {
-	case v.old == nil && fits:
+	if fits && (code == nil || bytes.Equal(code, own)) {
 		return nil, nil
-	case v.old == nil:
+	}
+	if code == nil {
 		return nil, errors.Join(errors.New("the vdso of the tasks is laid out otherwise than this kernel's, and the set does not have its code"), readErr)
-	case fits && v.old.Same(v.now):
-		return nil, nil
+	}
+	if v.now, err = arch.ParseVDSO(own); err == nil {
+		v.old, err = arch.ParseVDSO(code)
+	}
+	if err != nil || fits && v.old.Same(v.now) {
+		return nil, err
 	}
 	return v, nil
 }
@@ -69,7 +72,7 @@ func (l *Layout) vdso() *Area {
 const maxVDSO = 1 << 20
 
 // readVDSO reads what the set has of the vdso's code; nil if it has not all of it.
-func (l *Layout) readVDSO(src image.Source, id uint64) (*arch.VDSO, error) {
+func (l *Layout) readVDSO(src image.Source, id uint64) ([]byte, error) {
 	a := l.vdso()
 	if a == nil {
 		return nil, nil
@@ -97,7 +100,7 @@ func (l *Layout) readVDSO(src image.Source, id uint64) (*arch.VDSO, error) {
 		}
 		at += n
 	}
-	return arch.ParseVDSO(mem)
+	return mem, nil
 }
 
 // Size is how much room this kernel's vdso and its data take.

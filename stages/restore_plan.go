@@ -2,7 +2,6 @@ package stages
 
 import (
 	"fmt"
-	"os"
 	"runtime"
 
 	"cryo/arch"
@@ -213,7 +212,7 @@ func (p *restorePlan) room() error {
 	for _, l := range p.layouts {
 		all = append(all, l.Areas, l.Special)
 	}
-	kernel, err := kernelAreas(os.Getpid())
+	kernel, err := ownKernelAreas()
 	if err != nil {
 		return err
 	}

@@ -2,8 +2,10 @@ package stages
 
 import (
 	"fmt"
+	"os"
 	"runtime"
 
+	"cryo/arch"
 	"cryo/internal/image"
 	"cryo/internal/remote"
 	"cryo/internal/vma"
@@ -191,7 +193,21 @@ func (f *family) emitShared(m *member, b *remote.Builder) error {
 
 // kernelAreas lists the areas the kernel made in a fresh task.
 func kernelAreas(pid int) ([]*restorers.Area, error) {
-	maps, err := vma.List(pid)
+	return kernelAreasIn(pid, 0, restorers.TaskSize)
+}
+
+// ownKernelAreas lists those of the tool itself, which has many mappings besides. They lie side by side.
+func ownKernelAreas() ([]*restorers.Area, error) {
+	at, err := arch.OwnVDSOAddress()
+	if err != nil {
+		return nil, nil // nor have the tasks it makes
+	}
+	const near = 256 << 10
+	return kernelAreasIn(os.Getpid(), at-near, at+near)
+}
+
+func kernelAreasIn(pid int, from, to uint64) ([]*restorers.Area, error) {
+	maps, err := vma.Range(pid, from, to)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"unsafe"
 
@@ -17,7 +18,15 @@ import (
 // List lists the mappings of task pid in the order of their addresses. It is a consistent picture only
 // while nothing in the task runs. It asks by PROCMAP_QUERY where the kernel has it (6.11) and reads the
 // text of /proc/PID/maps elsewhere.
-func List(pid int) ([]Mapping, error) {
+func List(pid int) ([]Mapping, error) { return list(pid, query) }
+
+// Range lists those mappings of task pid that lie in part between from and to, without the gate area.
+func Range(pid int, from, to uint64) ([]Mapping, error) {
+	maps, err := list(pid, func(fd int) ([]Mapping, error) { return queryRange(fd, from, to) })
+	return slices.DeleteFunc(maps, func(m Mapping) bool { return m.End <= from || m.Start >= to }), err
+}
+
+func list(pid int, query func(fd int) ([]Mapping, error)) ([]Mapping, error) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/maps", pid))
 	if err != nil {
 		return nil, fmt.Errorf("mappings of task %d: %w", pid, err)
@@ -56,10 +65,19 @@ const (
 // query walks the mappings by PROCMAP_QUERY. The gate area ([vsyscall]) is no mapping of the task and the
 // ioctl does not know it; the text shows it in every task, so it is taken from this process.
 func query(fd int) ([]Mapping, error) {
+	maps, err := queryRange(fd, 0, ^uint64(0))
+	if gate := gateArea(); err == nil && gate != nil && len(maps) > 0 {
+		maps = append(maps, *gate)
+	}
+	return maps, err
+}
+
+// queryRange walks the mappings that end after from and begin before to.
+func queryRange(fd int, from, to uint64) ([]Mapping, error) {
 	name := make([]byte, unix.PathMax+len(deletedSuffix)+1)
 	var maps []Mapping
-	var addr uint64
-	for {
+	addr := from
+	for addr < to {
 		q := procmapQuery{queryFlags: queryCoveringOrNext, queryAddr: addr,
 			nameSize: uint32(len(name)), nameAddr: unsafe.Pointer(&name[0])}
 		q.size = uint64(unsafe.Sizeof(q))
@@ -78,14 +96,14 @@ func query(fd int) ([]Mapping, error) {
 		if q.devMajor|q.devMinor != 0 {
 			m.Dev = unix.Mkdev(q.devMajor, q.devMinor)
 		}
+		if m.Start >= to {
+			break
+		}
 		if q.nameSize > 1 {
 			m.Name = reuse(maps, name[:q.nameSize-1])
 		}
 		maps = append(maps, m)
 		addr = q.end
-	}
-	if gate := gateArea(); gate != nil && len(maps) > 0 {
-		maps = append(maps, *gate)
 	}
 	return maps, nil
 }
