@@ -58,6 +58,7 @@ type Files struct {
 	buildIDs map[fileVersion]buildIDWords // of files looked at
 
 	pipes     map[uint64]bool // pipes whose contents are stored
+	pipeBuf   []byte          // contents of the pipe being stored
 	pipesData *image.Output[*pipe_data.PipeDataEntry]
 	fifoData  *image.Output[*pipe_data.PipeDataEntry]
 }

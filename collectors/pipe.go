@@ -1,9 +1,9 @@
 package collectors
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
-	"os"
 
 	"cryo/internal/image"
 
@@ -21,7 +21,8 @@ type Pipe struct{}
 // Match takes what pipe(2) makes.
 func (Pipe) Match(p *Probe) bool { return p.mode() == unix.S_IFIFO && p.FSType == unix.PIPEFS_MAGIC }
 
-// Collect makes a pipe_entry and stores what is in the pipe. O_DIRECT, packet mode, is kept in the flags.
+// Collect makes a pipe_entry and stores what is in the pipe. O_DIRECT, packet mode, is kept
+// in the flags, and where the packets end in the contents.
 func (Pipe) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
 	if name := fmt.Sprintf("pipe:[%d]", p.Stat.Ino); f.env.External(name) {
 		// Its other side stays outside: the restore gets a descriptor for it by --inherit-fd.
@@ -78,45 +79,63 @@ func (f *Files) pipeContents(p *Probe, out **image.Output[*pipe_data.PipeDataEnt
 	if err != nil {
 		return fmt.Errorf("size of a pipe: %w", err)
 	}
-	copied, n, err := teePipe(fd, size)
+	data, packets, err := f.peekPipe(fd, size)
 	if err != nil {
 		return err
-	}
-	if copied != nil {
-		defer copied.Close()
 	}
 	if *out == nil {
 		if *out, err = image.Create(f.env.Images, kind, 0); err != nil {
 			return err
 		}
 	}
-	e := &pipe_data.PipeDataEntry{PipeId: proto.Uint32(uint32(p.Stat.Ino)), Bytes: proto.Uint32(uint32(n)), Size: proto.Uint32(uint32(size))}
-	if err := (*out).Entry(e); err != nil || n == 0 {
+	e := &pipe_data.PipeDataEntry{PipeId: proto.Uint32(uint32(p.Stat.Ino)), Bytes: proto.Uint32(uint32(len(data))), Size: proto.Uint32(uint32(size))}
+	if len(packets) > 1 {
+		image.SetPipePackets(e, packets)
+	}
+	if err := (*out).Entry(e); err != nil || len(data) == 0 {
 		return err
 	}
-	return (*out).Payload(copied)
+	return (*out).Payload(bytes.NewReader(data))
 }
 
-// teePipe returns a pipe's contents as the reading end of a pipe of the tool's own, and how many bytes there are; nil
-// when there are none.
-func teePipe(fd, size int) (*os.File, int, error) {
-	queued, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
-	if err == nil && queued == 0 {
-		return nil, 0, nil
+// defaultPipe is the size a pipe has that nobody changed.
+const defaultPipe = 64 << 10
+
+// peekPipe returns what is in a pipe, and leaves it there: it is duplicated by tee(2) into a pipe of the tool's own. The
+// copy is valid until the next call. In packet mode each read gives one packet; packets has what each read gave.
+func (f *Files) peekPipe(fd, size int) (data []byte, packets []int, err error) {
+	if queued, err := unix.IoctlGetInt(fd, unix.TIOCINQ); err == nil && queued == 0 {
+		return nil, nil, nil
 	}
 	var own [2]int
 	if err := unix.Pipe2(own[:], unix.O_CLOEXEC); err != nil {
-		return nil, 0, fmt.Errorf("make a pipe: %w", err)
+		return nil, nil, fmt.Errorf("make a pipe: %w", err)
 	}
+	defer unix.Close(own[0])
 	defer unix.Close(own[1])
-	if _, err := unix.FcntlInt(uintptr(own[1]), unix.F_SETPIPE_SZ, size); err != nil {
-		unix.Close(own[0])
-		return nil, 0, fmt.Errorf("make a pipe of %d bytes: %w", size, err)
+	if size != defaultPipe {
+		if _, err := unix.FcntlInt(uintptr(own[1]), unix.F_SETPIPE_SZ, size); err != nil {
+			return nil, nil, fmt.Errorf("make a pipe of %d bytes: %w", size, err)
+		}
 	}
 	n, err := unix.Tee(fd, own[1], size, unix.SPLICE_F_NONBLOCK)
-	if err != nil && !errors.Is(err, unix.EAGAIN) {
-		unix.Close(own[0])
-		return nil, 0, fmt.Errorf("tee: %w", err)
+	if errors.Is(err, unix.EAGAIN) || n == 0 {
+		return nil, nil, nil
 	}
-	return os.NewFile(uintptr(own[0]), "contents of a pipe"), int(max(n, 0)), nil
+	if err != nil {
+		return nil, nil, fmt.Errorf("tee: %w", err)
+	}
+	if int64(cap(f.pipeBuf)) < n {
+		f.pipeBuf = make([]byte, max(n, defaultPipe))
+	}
+	data = f.pipeBuf[:n]
+	for got := 0; got < len(data); {
+		m, err := unix.Read(own[0], data[got:])
+		if err != nil || m == 0 {
+			return nil, nil, fmt.Errorf("read the copy of a pipe: %d of %d bytes: %w", got, n, err)
+		}
+		packets = append(packets, m)
+		got += m
+	}
+	return data, packets, nil
 }

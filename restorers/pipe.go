@@ -165,6 +165,9 @@ func planContents(p *FilePlanner, kind image.Kind[*pipe_data.PipeDataEntry]) (*c
 			case e.GetBytes() > max(e.GetSize(), defaultPipe):
 				return nil, image.Errorf(kind.File(0), n, "%d bytes do not fit into a pipe of %d", e.GetBytes(), max(e.GetSize(), defaultPipe))
 			}
+			if _, err := image.PipePackets(e); err != nil {
+				return nil, image.Errorf(kind.File(0), len(c.entries), "%w", err)
+			}
 			c.entries[e.GetPipeId()] = true
 		}
 		p.plan.after(Fill, c)
@@ -209,13 +212,27 @@ func (c *contents) fill(ctx context.Context, open func(t *Table, fd int) (int, e
 }
 
 // fillPipe sets the size of the pipe behind fd and writes what was in it: in whole pages, for a pipe holds so many of
-// them, full or not. Nobody reads from it, so what does not fit must be an error and not a wait.
+// them, full or not, or packet by packet. Nobody reads from it, so what does not fit must be an error and not a wait.
 func fillPipe(fd int, e *pipe_data.PipeDataEntry, from io.Reader, page []byte) error {
 	if err := resizePipe(fd, e); err != nil {
 		return err
 	}
+	packets, err := image.PipePackets(e)
+	if err != nil {
+		return err
+	}
+	if len(packets) > 0 {
+		back, err := packetMode(fd)
+		if err != nil {
+			return err
+		}
+		defer back()
+	}
 	for done, size := 0, int(e.GetBytes()); done < size; {
 		n := min(size-done, len(page))
+		if len(packets) > 0 {
+			n, packets = min(n, packets[0]), packets[1:]
+		}
 		if _, err := io.ReadFull(from, page[:n]); err != nil {
 			return err
 		}
@@ -230,6 +247,17 @@ func fillPipe(fd int, e *pipe_data.PipeDataEntry, from io.Reader, page []byte) e
 		done += n
 	}
 	return nil
+}
+
+// packetMode makes each write to a pipe a packet, until back is called: the end in packet mode may be gone, its packets
+// are not.
+func packetMode(fd int) (back func(), err error) {
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if err != nil || flags&unix.O_DIRECT != 0 {
+		return func() {}, err
+	}
+	_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags|unix.O_DIRECT)
+	return func() { unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags) }, err
 }
 
 // resizePipe gives the pipe its size. Making it larger than fs.pipe-max-size needs CAP_SYS_RESOURCE; where that is
