@@ -7,6 +7,8 @@ import (
 	"sync"
 	"unsafe"
 
+	"cryo/internal/procfs"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -141,7 +143,7 @@ func (t *Task) openMem() (_ *os.File, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.mem == nil {
-		t.mem, err = os.Open(fmt.Sprintf("/proc/%d/mem", t.pid))
+		t.mem, err = procfs.OpenFile(t.pid, "mem")
 	}
 	return t.mem, err
 }

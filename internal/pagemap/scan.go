@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"unsafe"
+
+	"cryo/internal/procfs"
 
 	"golang.org/x/sys/unix"
 )
@@ -70,7 +73,7 @@ const (
 
 // Open opens the page map of task pid.
 func Open(pid int) (*Map, error) {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/pagemap", pid))
+	f, err := procfs.OpenFile(pid, "pagemap")
 	if err != nil {
 		return nil, fmt.Errorf("page map of task %d: %w", pid, err)
 	}
@@ -78,7 +81,16 @@ func Open(pid int) (*Map, error) {
 }
 
 // Close closes it.
-func (m *Map) Close() error { return m.f.Close() }
+func (m *Map) Close() error {
+	if len(m.vec) == maxRegions {
+		vectors.Put((*[maxRegions]pageRegion)(m.vec))
+		m.vec = nil
+	}
+	return m.f.Close()
+}
+
+// vectors are those not in use: 96 KiB, and a tree has many tasks.
+var vectors = sync.Pool{New: func() any { return new([maxRegions]pageRegion) }}
 
 // Scan calls yield for each region in [start, end) that q selects, in the order of addresses, no two that
 // touch having the same categories. It ends at the first error of yield.
@@ -140,7 +152,7 @@ const scanIoctlNumber = 0xc0606610 // _IOWR('f', 16, struct pm_scan_arg)
 
 func (m *Map) scanIoctl(start, end uint64, q Query, yield func(Region) error) error {
 	if m.vec == nil {
-		m.vec = make([]pageRegion, maxRegions)
+		m.vec = vectors.Get().(*[maxRegions]pageRegion)[:]
 	}
 	if !probe().guard {
 		if q.Mask&Guard != 0 {

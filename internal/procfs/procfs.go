@@ -35,6 +35,17 @@ func open(path string) (*Dir, error) {
 	return &Dir{fd: fd, name: path}, nil
 }
 
+// OpenFile opens /proc/PID/NAME for whoever reads it piece by piece. What os.Open does more, trying whether the file can
+// be waited for, no file of /proc/PID has a use for.
+func OpenFile(pid int, name string) (*os.File, error) {
+	path := fmt.Sprintf("/proc/%d/%s", pid, name)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
 // Close gives the descriptor back.
 func (d *Dir) Close() error { return unix.Close(d.fd) }
 

@@ -158,9 +158,10 @@ func (e *Escape) adopt(pid int, m procfs.Mapping, found Escape) {
 
 // scan looks through the code of a mapping piece by piece. What starts with its very first byte does not count.
 func scan(pid int, m procfs.Mapping) (e Escape) {
-	const piece = 256 << 10
+	const piece = 64 << 10 // a C library has both in its first pieces
+	room := make([]byte, piece)
 	for at := m.Start; at < m.End && (e.call == 0 || e.sigreturn == 0); at += piece - arch.EscapeOverlap {
-		text := make([]byte, min(piece, m.End-at))
+		text := room[:min(piece, m.End-at)]
 		if ptrace.ReadMemory(pid, at, text) != nil {
 			return e
 		}

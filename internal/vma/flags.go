@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
+	"sync"
+
+	"cryo/internal/procfs"
 )
 
 // Flags are the properties of a mapping that only the VmFlags line of /proc/PID/smaps tells.
@@ -45,10 +47,21 @@ var flagLetters = map[[2]byte]Flags{
 	{'s', 'l'}: Sealed,
 }
 
+// flagByLetters is flagLetters to be looked up often: each mapping has some ten flags, most of which do not matter.
+var flagByLetters = func() (table [1 << 10]Flags) {
+	for letters, fl := range flagLetters {
+		table[letterIndex(letters[0], letters[1])] = fl
+	}
+	return table
+}()
+
+// letterIndex numbers pairs of lower case letters.
+func letterIndex(a, b byte) int { return int(a&31)<<5 | int(b&31) }
+
 // ReadFlags reads the flags of the given mappings of task pid, one for each, in their order. The mappings
 // are those of List and the task has not run since; a mapping that smaps does not show is an error.
 func ReadFlags(pid int, maps []Mapping) ([]Flags, error) {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps", pid))
+	f, err := procfs.OpenFile(pid, "smaps")
 	if err != nil {
 		return nil, fmt.Errorf("flags of the mappings of task %d: %w", pid, err)
 	}
@@ -75,11 +88,19 @@ func ReadFlags(pid int, maps []Mapping) ([]Flags, error) {
 
 var vmFlags = []byte("\nVmFlags:")
 
+// smapsBuffer is how much is read at a time.
+const smapsBuffer = 64 << 10
+
+// smapsBuffers are those not in use.
+var smapsBuffers = sync.Pool{New: func() any { return new([smapsBuffer]byte) }}
+
 // scanFlags finds the VmFlags lines of smaps. They end the record of a mapping, so the next line begins
 // the next one; the 20 lines between are jumped over, as parsing them would cost as much as the kernel
 // takes to print them.
 func scanFlags(r io.Reader, found func(start uint64, fl Flags)) error {
-	buf := make([]byte, 0, 64<<10)
+	room := smapsBuffers.Get().(*[smapsBuffer]byte)
+	defer smapsBuffers.Put(room)
+	buf := room[:0]
 	for {
 		n, err := r.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
@@ -134,7 +155,7 @@ func parseFlags(letters []byte) (fl Flags) {
 			letters = letters[1:]
 			continue
 		}
-		fl |= flagLetters[[2]byte{letters[0], letters[1]}]
+		fl |= flagByLetters[letterIndex(letters[0], letters[1])]
 		letters = letters[2:]
 	}
 	return fl

@@ -27,7 +27,7 @@ func Range(pid int, from, to uint64) ([]Mapping, error) {
 }
 
 func list(pid int, query func(fd int) ([]Mapping, error)) ([]Mapping, error) {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/maps", pid))
+	f, err := procfs.OpenFile(pid, "maps")
 	if err != nil {
 		return nil, fmt.Errorf("mappings of task %d: %w", pid, err)
 	}
@@ -176,7 +176,7 @@ func unescape(name string) []byte {
 // At tells the mappings that hold the given addresses of task pid, without listing all; where no mapping holds an address
 // its Size is 0. It needs PROCMAP_QUERY (kernel 6.11).
 func At(pid int, addrs ...uint64) ([]Mapping, error) {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/maps", pid))
+	f, err := procfs.OpenFile(pid, "maps")
 	if err != nil {
 		return nil, fmt.Errorf("mappings of task %d: %w", pid, err)
 	}
