@@ -7,11 +7,18 @@
 //
 // The order of things, and which part of a Task is filled when:
 //
-//	seize          Pid, Proc, Stat, Threads, Parent, Children, State   (the tree, frozen)
-//	collect-fds    Status, Memory, then in task order IDs, FDs, Exe, Cwd, Root
-//	parasite-state Session, Core, Creds: what only the task can tell
+//	seize          Pid, Proc, Threads, Parent, Children, State         (the tree, frozen)
+//	snapshot       Stat, Status, VPid, PGid, Sid
+//	collect-fds    Memory and the beginnings of Core, MM, FS: what can be told from outside
+//	identify       in task order: IDs, FDs, and the files of exe, cwd, root and mappings
+//	parasite-state Session and the rest of Core, MM: what a tracer or only the task itself can tell
+//	write-cores    core-N.img; what they were made of is let go
 //	parasite-mem   pagemap-N.img, pages-N.img
-//	write-images   all the small images
+//	write-tasks    the small images of each task
+//	write-images   those of the whole tree
+//
+// State that is neither a descriptor nor memory is a table of kinds ([StateKinds]), a file each; descriptors are another
+// ([Kind]; its rows are in package stages, beside the restore halves).
 //
 // Identifiers that end up in images (files, shared memory, kernel objects) are allocated in task order, never in the
 // order in which concurrent workers finish, so the same tree gives the same set.

@@ -1,0 +1,69 @@
+package stages
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"cryo/internal/ptrace"
+
+	"golang.org/x/sys/unix"
+)
+
+// thaw lets all threads go that were seized, whether they have stopped or not.
+func (f *freezer) thaw() error {
+	var errs []error
+	for tid, stopped := range f.stopped {
+		if !stopped {
+			if status, err := ptrace.Wait(tid); err != nil || status.Gone() {
+				continue
+			}
+		}
+		if err := ptrace.Detach(tid, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, err)
+		}
+	}
+	clear(f.stopped)
+	return errors.Join(errs...)
+}
+
+// stop lets all tasks go into a stop that SIGCONT ends.
+func (f *freezer) stop() error {
+	for _, t := range f.tasks {
+		if t.Live() {
+			if err := unix.Kill(t.Pid, unix.SIGSTOP); err != nil && !errors.Is(err, unix.ESRCH) {
+				return err
+			}
+		}
+	}
+	return f.thaw()
+}
+
+// kill ends all tasks and waits until their threads have gone.
+func (f *freezer) kill() error {
+	var errs []error
+	for _, t := range f.tasks {
+		if t.Live() {
+			if err := unix.Kill(t.Pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				errs = append(errs, fmt.Errorf("kill task %d: %w", t.Pid, err))
+			}
+		}
+	}
+	// A leader's end is reported only when all other threads have been waited for.
+	for _, t := range f.tasks {
+		for _, th := range slices.Backward(t.Threads) {
+			reap(th.Tid)
+		}
+	}
+	clear(f.stopped)
+	return errors.Join(errs...)
+}
+
+// reap waits for the end of a traced thread that has been killed.
+func reap(tid int) {
+	for {
+		if status, err := ptrace.Wait(tid); err != nil || status.Gone() {
+			return // reaped here, or by its parent
+		}
+	}
+}
