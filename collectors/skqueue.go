@@ -37,7 +37,7 @@ type peeked struct {
 }
 
 const (
-	peekBuffer = 64 << 10
+	peekBuffer = 4 << 10
 	// maxControl has room for 253 descriptors, the most a message carries, credentials, a security label and what other
 	// options add.
 	maxControl = 4 << 10
@@ -49,7 +49,7 @@ func newPeeker(fd, typ int) (*peeker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("peek offset: %w", err)
 	}
-	return &peeker{fd: fd, typ: typ, own: own, buf: make([]byte, peekBuffer)}, nil
+	return &peeker{fd: fd, typ: typ, own: own}, nil
 }
 
 // close puts the socket's own offset back.
@@ -68,8 +68,9 @@ func (p *peeker) at() error {
 	return nil
 }
 
-// messages emits all messages of a datagram or sequential-packet socket.
-func (p *peeker) messages(hungUp bool) error {
+// messages emits all messages of a datagram or sequential-packet socket; first is about the length of the first one.
+func (p *peeker) messages(first int, hungUp bool) error {
+	p.buf = make([]byte, max(first, peekBuffer))
 	for {
 		m, full, err := p.read(len(p.buf), true)
 		if err == unix.EAGAIN {

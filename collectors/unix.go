@@ -164,7 +164,7 @@ func (f *Files) unixQueue(s *unixSocket, fd int, id uint32) (err error) {
 	if s.Type == unix.SOCK_STREAM {
 		err = pk.stream(int(s.RQueue))
 	} else {
-		err = pk.messages(s.Shutdown&1 != 0)
+		err = pk.messages(int(s.RQueue), s.Shutdown&1 != 0)
 	}
 	if cerr := pk.close(); err == nil {
 		err = cerr

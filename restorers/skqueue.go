@@ -40,6 +40,7 @@ type outlet struct {
 	fd     int
 	to     []byte // the address to send to; nil where the socket is connected
 	handle int    // a descriptor that the address goes by; -1: none
+	wide   *bool  // set when the buffer of the socket was made larger; nil if nobody cares
 }
 
 const (
@@ -162,7 +163,6 @@ func (w *queueWriter) send(e *sk_packet.SkPacketEntry, data []byte) error {
 			return err
 		}
 		w.id, w.from = e.GetIdFor(), string(origin.Addr)
-		widen(w.out.fd)
 	}
 	fds, err := w.rightsOf(e)
 	if err != nil {
@@ -205,19 +205,26 @@ func (w *queueWriter) rightsOf(e *sk_packet.SkPacketEntry) ([]int, error) {
 }
 
 // widen makes the sending buffer as large as can be, for a queue may hold what several senders put there.
-func widen(fd int) {
+func (o *outlet) widen() {
 	const most = maxPacket - 1
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, most) != nil {
-		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, most)
+	if unix.SetsockoptInt(o.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, most) != nil {
+		unix.SetsockoptInt(o.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, most)
+	}
+	if o.wide != nil {
+		*o.wide = true
 	}
 }
 
 // send sends one message, or all bytes of a stream. Nobody reads, so it must not wait.
 func (o *outlet) send(data, control []byte, stream bool) error {
-	for {
+	for widened := false; ; {
 		n, err := sendmsg(o.fd, data, control, o.to, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 		switch {
 		case errors.Is(err, unix.EINTR):
+			continue
+		case (errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EMSGSIZE)) && !widened:
+			o.widen()
+			widened = true
 			continue
 		case errors.Is(err, unix.EAGAIN):
 			return fmt.Errorf("it is full (raise net.unix.max_dgram_qlen or net.core.wmem_max): %w", err)

@@ -36,14 +36,15 @@ func (u *unixFile) stream() bool { return u.GetType() == unix.SOCK_STREAM }
 // comes from.
 func (u *unixFile) outlet(open opener, from []byte) (*outlet, error) {
 	if u.role != unixAlone {
+		var wide *bool
 		if peer := u.set.planned[u.GetPeer()]; peer != nil {
-			peer.touched = true
+			wide = &peer.touched
 		}
 		fd, err := open(u.table, u.other)
 		if err == nil && u.role == unixFake && from != nil {
 			bindRaw(fd, sockaddrUn(from)) // the name may be somebody's by now: it goes without, then
 		}
-		return &outlet{fd: fd, handle: -1}, err
+		return &outlet{fd: fd, handle: -1, wide: wide}, err
 	}
 	if u.GetType() != unix.SOCK_DGRAM || len(u.GetName()) == 0 {
 		return nil, errors.New("nothing can be sent to it")
@@ -52,12 +53,12 @@ func (u *unixFile) outlet(open opener, from []byte) (*outlet, error) {
 	if err != nil {
 		return nil, err
 	}
-	fd, err := u.set.sender(open, u, from)
-	if err != nil {
+	out := &outlet{to: to, handle: handle}
+	if out.fd, out.wide, err = u.set.sender(open, u, from); err != nil {
 		unix.Close(handle)
 		return nil, err
 	}
-	return &outlet{fd: fd, to: to, handle: handle}, nil
+	return out, nil
 }
 
 // address is what the tool can reach the socket by, as long as it has the handle; -1: none is needed.
@@ -80,28 +81,28 @@ func (u *unixFile) address(open opener) (addr []byte, handle int, err error) {
 
 // sender opens a socket for messages to u to come from: the one that has the address, or a new one with it. Where the
 // set does not tell addresses it is one that is connected to u, if there is any.
-func (s *unixSet) sender(open opener, u *unixFile, from []byte) (int, error) {
+func (s *unixSet) sender(open opener, u *unixFile, from []byte) (fd int, wide *bool, err error) {
 	candidates := s.byPeer[u.GetIno()]
 	if from != nil {
 		candidates = s.order
 	}
 	for _, c := range candidates {
 		if c.role == unixAlone && c.GetType() == unix.SOCK_DGRAM && (from == nil || string(c.GetName()) == string(from)) {
-			c.touched = true
 			f := s.plan.Files[c.GetId()]
-			return open(f.At, f.FD)
+			fd, err = open(f.At, f.FD)
+			return fd, &c.touched, err
 		}
 	}
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil || from == nil {
-		return fd, err
+	fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil || len(from) == 0 {
+		return fd, nil, err
 	}
 	if from[0] == 0 {
 		bindRaw(fd, sockaddrUn(from)) // the name may be somebody's by now: it goes without, then
-		return fd, nil
+		return fd, nil, nil
 	}
 	name := &unixFile{UnixSkEntry: &sk_unix.UnixSkEntry{Name: from}}
-	return fd, onOwnThread(func(w *binder) error { return w.hidden(fd, name) })
+	return fd, nil, onOwnThread(func(w *binder) error { return w.hidden(fd, name) })
 }
 
 // unixConnector connects datagram sockets when their queues are filled. It makes no difference to the kernel who does.
