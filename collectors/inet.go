@@ -67,7 +67,7 @@ func (Inet) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
 	if err := s.state(f.env); err != nil {
 		return nil, err
 	}
-	if s.entry.Opts, err = socketOptions(fd, p.Domain); err != nil {
+	if s.entry.Opts, err = p.socketOptions(); err != nil {
 		return nil, err
 	}
 	if err := s.ipOptions(); err != nil {

@@ -10,6 +10,7 @@ import (
 	"cryo/internal/spread"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fown"
+	sk_opts "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-opts"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 )
@@ -30,6 +31,9 @@ type Probe struct {
 	Owner *fown.FownEntry
 	// Domain is the address family of a socket, 0 for other files.
 	Domain int
+	// Options are what every socket has; nil, and the reason in optionsErr, where they cannot be told.
+	Options    *sk_opts.SkOptsEntry
+	optionsErr error
 	// Carrier is the socket in whose queue the file waits, for one that was sent to it (SCM_RIGHTS); Task and FD are the
 	// tool's own then.
 	Carrier *Probe
@@ -158,7 +162,7 @@ func probeFD(t *Task, fd int) (*Probe, error) {
 	return p, err
 }
 
-// askFS fills FSType and Domain. An open socket has no other filesystem than its own, so it is not asked; a handle
+// askFS fills FSType, and Domain and Options. An open socket has no other filesystem than its own, so it is not asked; a handle
 // (O_PATH) on the name of one has.
 func (p *Probe) askFS(fd int) (err error) {
 	if p.mode() == unix.S_IFSOCK && p.FD >= 0 && p.Flags&unix.O_PATH == 0 {
@@ -166,6 +170,7 @@ func (p *Probe) askFS(fd int) (err error) {
 		if p.Domain, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); err != nil {
 			return fmt.Errorf("domain of a socket of task %d, %s: %w", p.Task.Pid, p.Where(), err)
 		}
+		p.Options, p.optionsErr = socketOptions(fd, p.Domain)
 		return nil
 	}
 	var fs unix.Statfs_t

@@ -43,6 +43,14 @@ func socketOptions(fd, family int) (*sk_opts.SkOptsEntry, error) {
 	return e, nil
 }
 
+// socketOptions are those that were asked when the socket was probed.
+func (p *Probe) socketOptions() (*sk_opts.SkOptsEntry, error) {
+	if errors.Is(p.optionsErr, unix.EACCES) {
+		return nil, p.Obstacle("a socket with a filter of extended BPF, which the kernel does not show", "")
+	}
+	return p.Options, p.optionsErr
+}
+
 // optionReader reads options until the first error.
 type optionReader struct {
 	fd  int

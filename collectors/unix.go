@@ -66,7 +66,7 @@ func (Unix) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
 	if s.entry.Name == nil {
 		s.entry.Name = []byte{}
 	}
-	if s.entry.Opts, err = socketOptions(fd, unix.AF_UNIX); err != nil {
+	if s.entry.Opts, err = p.socketOptions(); err != nil {
 		return nil, err
 	}
 	if err := s.resolveName(p, fd); err != nil {
