@@ -110,7 +110,7 @@ func (n *Namespaces) Identify(env *Env, t *Task) error {
 			continue
 		}
 		*ns.field(t.Kobj) = proto.Uint32(n.number(ns.name, ino))
-		if ino != n.own[ns.name] {
+		if ino != n.own[ns.name] && ns.name != "cgroup" { // see Cgroups
 			env.Obstacles.Add(Obstacle{Pid: t.Pid, What: "is in a " + ns.name + " namespace of its own, which cannot be dumped yet"})
 		}
 	}
@@ -144,6 +144,16 @@ func refuseUnshared(env *Env, t *Task) error {
 type taskNamespaces struct {
 	own        [len(nsKinds)]uint64 // inodes in the order of nsKinds, 0 where the kernel has none of the kind
 	nestedTime bool                 // its children would get another time namespace than it is in (Linux 5.6)
+}
+
+// inode is that of one kind, 0 where the kernel has none of the kind.
+func (n *taskNamespaces) inode(kind string) uint64 {
+	for i, ns := range nsKinds {
+		if ns.name == kind {
+			return n.own[i]
+		}
+	}
+	return 0
 }
 
 // readNamespaces finds out which namespaces a task is in.

@@ -49,7 +49,7 @@ func (d *dumper) identify(_ *pipeline.Stage, p probed) (*collectors.Task, error)
 	if err := t.Memory.Register(d.env, t); err != nil {
 		return nil, err
 	}
-	return t, d.cgroups.Number(t)
+	return t, d.cgroups.Number(d.env, t)
 }
 
 // Shared is what belongs to no single task.
@@ -60,4 +60,11 @@ type Shared struct {
 // collectShared collects what belongs to no single task.
 func (d *dumper) collectShared(_ *pipeline.Stage, tree *Tree) (*Shared, error) {
 	return &Shared{}, nil
+}
+
+// collectCgroups stores the control groups of the tree. All threads have been numbered by then.
+func (d *dumper) collectCgroups(_ *pipeline.Stage, shared *Shared, _ []*collectors.Task) (*Shared, error) {
+	var err error
+	shared.Cgroups, err = d.cgroups.Groups()
+	return shared, err
 }

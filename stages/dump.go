@@ -70,7 +70,8 @@ func (d *dumper) graph() *pipeline.Graph {
 	named := pipeline.Map(g, "identify", probed, d.identify,
 		pipeline.Doc("number objects and files in task order"))
 	whole := pipeline.Gather(g, "whole-tree", named)
-	told := pipeline.FlatMap(g, "parasite-state", whole, d.parasiteState,
+	trees := pipeline.Broadcast(g, "share-tree", whole, 2)
+	told := pipeline.FlatMap(g, "parasite-state", trees[0], d.parasiteState,
 		pipeline.Doc("ask all tasks about themselves"))
 	cored := pipeline.Map(g, "write-cores", told, d.writeCores, pipeline.Workers(cpus), pipeline.InOrder(),
 		pipeline.Doc("write what the threads of a task have said"))
@@ -86,6 +87,8 @@ func (d *dumper) graph() *pipeline.Graph {
 
 	shared := pipeline.Map(g, "collect-shared", both[1], d.collectShared,
 		pipeline.Doc("collect what belongs to no single task"))
+	shared = pipeline.With(g, "collect-cgroups", shared, trees[1], d.collectCgroups,
+		pipeline.Doc("store the control groups the tree is in"))
 	complete := pipeline.With(g, "write-images", pipeline.Gather(g, "all-written", written), shared, d.writeImages,
 		pipeline.Doc("write the images of the whole tree"))
 	valid := pipeline.Map(g, "commit", complete, d.commit,

@@ -87,7 +87,7 @@ func newDumper(o *options.Options) (*dumper, error) {
 	d.memory = &memory{env: d.env, sink: d.sink, stats: &collectors.MemoryStats{}, self: collectors.NewSelfWriting(d.tracer.Do)}
 	d.tracees = collectors.NewTracees(d.env)
 	if d.env.Namespaces, d.rootIDs, err = collectors.NewNamespaces(d.env.IDs); err == nil {
-		d.cgroups, err = collectors.NewCgroups()
+		d.cgroups, err = collectors.NewCgroups(o)
 	}
 	if err != nil {
 		d.close()

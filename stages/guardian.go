@@ -25,6 +25,7 @@ func GuardianKinds() []guardian.Kind {
 		{Name: removeSet{}.UndoKind(), Do: doRemoveSet},
 		{Name: netlock.Record{}.UndoKind(), Do: netlock.DoRecord},
 		{Name: tcprepair.Sockets{}.UndoKind(), Do: tcprepair.DoRecord},
+		{Name: removeGroup{}.UndoKind(), Do: doRemoveGroup},
 	}
 }
 

@@ -52,6 +52,7 @@ type restorer struct {
 	scripts *actions.Runner
 	tracer  *ptrace.Tracer
 	g       *pipeline.Graph
+	cgroups *restorers.Cgroups // closed at the end
 	guard   *guardian.Guardian // nil: none is needed, or there is none
 	stats   stats.Restore
 	root    int   // pid of the restored root as the tool sees it
@@ -74,6 +75,7 @@ func newRestorer(o *options.Options) (*restorer, error) {
 
 func (r *restorer) close() {
 	r.tracer.Close()
+	r.cgroups.Close()
 	if r.guard != nil {
 		r.guard.Close()
 	}
@@ -88,7 +90,9 @@ func (r *restorer) graph() *pipeline.Graph {
 
 	set := pipeline.Source(g, "read-images", r.readImages,
 		pipeline.Doc("decode the set; memory contents stay where they are"))
-	plan := pipeline.Map(g, "plan", set, r.plan,
+	grouped := pipeline.Map(g, "make-groups", set, r.makeGroups,
+		pipeline.Doc("make the control groups that are missing; the set may have their directories open"))
+	plan := pipeline.Map(g, "plan", grouped, r.plan,
 		pipeline.Doc("decide who makes what; refuse what cannot be restored while no task exists"))
 	born := pipeline.Map(g, "fork-tree", plan, r.forkTree,
 		pipeline.Doc("make all processes, each with the memory its children inherit"))

@@ -14,6 +14,9 @@ import (
 // jump does what must come last: it gives privileges away, takes the interpreter out of every task and sets registers
 // and signal masks. The tasks stay stopped.
 func (r *restorer) jump(s *pipeline.Stage, f *family) (*family, error) {
+	if err := f.cgroups.Properties(); err != nil {
+		return nil, err
+	}
 	if err := r.scripts.Run(s.Context(), actions.PostRestore); err != nil {
 		return nil, err
 	}

@@ -23,6 +23,7 @@ type restorePlan struct {
 	shmem   map[uint64]*restorers.Shmem
 	memfds  *restorers.Memfds
 	sysv    *restorers.SysVs
+	cgroups *restorers.Cgroups
 	files   *restorers.FilePlan
 	paths   *restorers.Paths
 	base    *restorers.Base
@@ -38,8 +39,9 @@ const (
 )
 
 // plan turns a set into a restorePlan, or says what stands in the way.
-func (r *restorer) plan(_ *pipeline.Stage, set *restorers.Set) (*restorePlan, error) {
-	p := &restorePlan{set: set, layouts: map[*restorers.Node]*restorers.Layout{}, spaces: map[*restorers.Node]*restorers.Space{}}
+func (r *restorer) plan(_ *pipeline.Stage, in *groupedSet) (*restorePlan, error) {
+	set := in.Set
+	p := &restorePlan{set: set, cgroups: in.cgroups, layouts: map[*restorers.Node]*restorers.Layout{}, spaces: map[*restorers.Node]*restorers.Space{}}
 	if err := r.checkCPU(); err != nil {
 		return nil, err
 	}

@@ -27,6 +27,9 @@ func (r *restorer) resume(s *pipeline.Stage, f *family) error {
 	if err != nil {
 		return err
 	}
+	if err := f.cgroups.Freeze(); err != nil {
+		return err
+	}
 	if err := r.release(s, f, links); err != nil {
 		return err
 	}

@@ -34,6 +34,9 @@ func (r *restorer) restoreThreads(s *pipeline.Stage, f *family) (*family, error)
 	if err != nil {
 		return nil, err
 	}
+	if err := r.enterThreadGroups(f, live); err != nil {
+		return nil, err
+	}
 	return f, r.fileLevel(f, restorers.Own)
 }
 

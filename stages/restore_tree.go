@@ -70,6 +70,9 @@ func (r *restorer) forkTree(s *pipeline.Stage, p *restorePlan) (*family, error) 
 		}
 	}
 	for level := []*member{root}; len(level) > 0; {
+		if err := r.enterGroups(p, level); err != nil {
+			return nil, err
+		}
 		if err := r.buildMemory(s, f, level); err != nil {
 			return nil, err
 		}
@@ -107,14 +110,24 @@ func (r *restorer) spawn(s *pipeline.Stage, p *restorePlan) (*member, error) {
 	if r.o.Sibling {
 		o.Flags = unix.CLONE_PARENT
 	}
+	if dir := r.bornIn(p); dir != nil {
+		defer dir.Close()
+		o.Cgroup = int(dir.Fd())
+	}
 	err := r.tracer.Do(func() (err error) {
 		if m.session, err = remote.Spawn(o); errors.Is(err, unix.EEXIST) {
 			err = fmt.Errorf("pid %d is taken: %w", m.ID, err)
+		} else if err != nil && o.Cgroup != 0 { // it will be moved
+			o.Cgroup = 0
+			m.session, err = remote.Spawn(o)
 		}
 		return err
 	})
 	if err != nil {
 		return nil, err
+	}
+	if o.Cgroup != 0 {
+		p.cgroups.Born()
 	}
 	r.root = m.PID()
 	r.made = append(r.made, r.root)

@@ -11,6 +11,8 @@ import (
 	"cryo/internal/procfs"
 	"cryo/internal/spread"
 	"cryo/pipeline"
+
+	"golang.org/x/sys/unix"
 )
 
 // seize stops the tree and emits it. From here on until finish the tree stands still; the undo stack lets it go.
@@ -53,8 +55,21 @@ func (d *dumper) openGroup() (err error) {
 	if d.freezer.group, err = cgfreeze.Open(d.o.FreezeCgroup); err != nil {
 		return fmt.Errorf("--freeze-cgroup: %w", err)
 	}
+	if err := d.noteFreezer(); err != nil {
+		return err
+	}
 	return d.pushUndo("leave the control group as it was", func(context.Context) error { return d.freezer.group.Leave() },
 		d.groupRecord())
+}
+
+// noteFreezer tells the collector of control groups which of them the tool freezes itself.
+func (d *dumper) noteFreezer() error {
+	g := &collectors.FreezeGroup{Found: d.freezer.group.Found()}
+	if err := unix.Stat(d.o.FreezeCgroup, &g.Dir); err != nil {
+		return fmt.Errorf("--freeze-cgroup: %w", err)
+	}
+	d.cgroups.SetFreezer(g)
+	return nil
 }
 
 // groupRecord is how the guardian leaves the control group as it was.

@@ -6,7 +6,6 @@ import (
 	"cryo/arch"
 	"cryo/collectors"
 	"cryo/internal/image"
-	"cryo/internal/options"
 	"cryo/pipeline"
 
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
@@ -81,8 +80,8 @@ func (d *dumper) writeImages(s *pipeline.Stage, tasks []*collectors.Task, shared
 	if err := image.Write(set, image.Seccomp, 0, d.tracees.Seccomp()); err != nil {
 		return valid{}, err
 	}
-	if cgroups := d.cgroups.Entry(); cgroups != nil && d.o.ManageCgroups != options.CgroupIgnore {
-		if err := image.Write(set, image.Cgroup, 0, cgroups); err != nil {
+	if shared.Cgroups != nil {
+		if err := image.Write(set, image.Cgroup, 0, shared.Cgroups); err != nil {
 			return valid{}, err
 		}
 	}

@@ -67,6 +67,7 @@ var built = map[Capability]bool{
 	Terminals:   true,
 	ExternalRes: true,
 	TCP:         true,
+	Cgroups:     true,
 }
 
 // Built reports whether the tool has a capability.
