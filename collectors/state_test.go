@@ -104,23 +104,6 @@ func TestSeccompTable(t *testing.T) {
 	}
 }
 
-func TestParseCgroups(t *testing.T) {
-	set, err := parseCgroups("4:memory:/a:b\n2:cpu,cpuacct:/\n1:name=systemd:/x\n0::/y\n")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []string
-	for _, m := range set.Ctls {
-		got = append(got, m.GetName()+" "+m.GetPath())
-	}
-	if want := []string{" /y", "cpu,cpuacct /", "memory /a:b", "name=systemd /x"}; !slices.Equal(got, want) {
-		t.Errorf("got %q", got)
-	}
-	if _, err := parseCgroups("memory\n"); err == nil {
-		t.Error("a line without fields is accepted")
-	}
-}
-
 func TestObstacles(t *testing.T) {
 	var o Obstacles
 	if o.Err() != nil {
