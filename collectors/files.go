@@ -9,6 +9,7 @@ import (
 	"cryo/internal/objid"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+	file_lock "github.com/checkpoint-restore/go-criu/v8/crit/images/file-lock"
 	pipe_data "github.com/checkpoint-restore/go-criu/v8/crit/images/pipe-data"
 	remap_file_path "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
 	sk_packet "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-packet"
@@ -57,6 +58,10 @@ type Files struct {
 
 	buildIDs map[fileVersion]buildIDWords // of files looked at
 
+	fileLocks   []*file_lock.FileLockEntry
+	lockHolders map[lockHolder]bool // whose locks are noted
+	sentLocked  map[uint32]*Probe   // files in flight that have locks
+
 	pipes     map[uint64]bool // pipes whose contents are stored
 	pipeBuf   []byte          // contents of the pipe being stored
 	pipesData *image.Output[*pipe_data.PipeDataEntry]
@@ -75,6 +80,7 @@ func NewFiles(env *Env, kinds []Kind) *Files {
 		env: env, kinds: kinds, types: map[uint32]fdinfo.FdTypes{}, named: map[inode]uint32{},
 		ghosts: map[inode]uint32{}, dead: map[int]bool{}, pipes: map[uint64]bool{},
 		ttys: map[uint32]*tty.TtyInfoEntry{}, unix: newUnixSockets(), buildIDs: map[fileVersion]buildIDWords{},
+		lockHolders: map[lockHolder]bool{}, sentLocked: map[uint32]*Probe{},
 	}
 }
 
@@ -90,6 +96,9 @@ func (f *Files) Collect(t *Task, probes []*Probe) error {
 		typ, known := f.types[id]
 		if !known {
 			continue // an obstacle
+		}
+		if err := f.locks(p, id); err != nil {
+			return err
 		}
 		flags := uint32(0)
 		if p.Info.Flags&unix.O_CLOEXEC != 0 {
@@ -196,14 +205,20 @@ func (f *Files) Named(t *Task, link string) (uint32, error) {
 
 // Finish is for what can only be said when all files are known: sockets whose other end stays outside. Call it when all
 // tasks are collected, before the obstacles are looked at.
-func (f *Files) Finish() error { return f.unix.finish(f) }
+func (f *Files) Finish() error {
+	f.locksInFlight()
+	return f.unix.finish(f)
+}
 
-// Write writes the images of the table: files.img, remap-fpath.img, and completes those of contents.
+// Write writes the images of the table: files.img, remap-fpath.img, filelocks.img, and completes those of contents.
 func (f *Files) Write() error {
 	set := f.env.Images
 	errs := []error{image.Write(set, image.Files, 0, f.entries...)}
 	if len(f.remaps) > 0 {
 		errs = append(errs, image.Write(set, image.RemapFpath, 0, f.remaps...))
+	}
+	if len(f.fileLocks) > 0 {
+		errs = append(errs, image.Write(set, image.FileLocks, 0, f.fileLocks...))
 	}
 	return errors.Join(append(errs, f.writeTTYs(), f.Close())...)
 }

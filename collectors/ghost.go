@@ -88,7 +88,7 @@ func (p *Probe) target() (*string, error) {
 // chunks writes the parts of a file that hold data.
 func (f *Files) chunks(p *Probe, out *image.Output[*ghost_file.GhostChunkEntry]) error {
 	// The task may hold it for writing only.
-	fd, err := p.Reopen(unix.O_RDONLY)
+	fd, err := p.readable(unix.O_RDONLY)
 	if err != nil {
 		return err
 	}

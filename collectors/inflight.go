@@ -40,7 +40,11 @@ func (f *Files) sentOne(carrier *Probe, fd int) (id uint32, fresh bool, err erro
 		return 0, false, err
 	}
 	p.Carrier = carrier
-	return f.number(p)
+	id, fresh, err = f.number(p)
+	if p.Info.Field("lock") != "" {
+		f.sentLocked[id] = p
+	}
+	return id, fresh, err
 }
 
 // closeInFlight gives back what sent has kept.

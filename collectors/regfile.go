@@ -96,10 +96,10 @@ func (f *Files) validation(e *regfile.RegFileEntry, p *Probe) error {
 	version := fileVersion{p.Stat.Dev, p.Stat.Ino, p.Stat.Size, p.Stat.Mtim}
 	words, known := f.buildIDs[version]
 	if !known {
-		fd, err := p.Reopen(unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY)
+		fd, err := p.readable(unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY)
 		if err != nil {
-			if errors.Is(err, fs.ErrPermission) {
-				return nil // unreadable for us (a network filesystem): its size has to do
+			if errors.Is(err, fs.ErrPermission) || errors.Is(err, errLeased) {
+				return nil // unreadable for us (a network filesystem, a lease): its size has to do
 			}
 			return err
 		}

@@ -66,7 +66,7 @@ func (s *Slots) owners(threads bool) error {
 		if fd < 0 {
 			return fmt.Errorf("%s: file %d has gone", s.t.Node, f.ID)
 		}
-		s.emitOwner(fd, o)
+		emitOwner(s.b, fd, o)
 		if async {
 			s.b.Call(unix.SYS_FCNTL, remote.Imm(fd), remote.Imm(unix.F_SETFL), remote.Imm(flagsOf(f.Entry))).Must().Discard()
 		}
@@ -74,9 +74,14 @@ func (s *Slots) owners(threads bool) error {
 	return nil
 }
 
-func (s *Slots) emitOwner(fd int, o *fown.FownEntry) {
+// emitNoOwner makes a file signal nobody.
+func emitNoOwner(b *remote.Builder, fd remote.Arg) {
+	b.Call(unix.SYS_FCNTL, fd, remote.Imm(unix.F_SETOWN_EX), b.Bytes(words32([]uint32{ownerPID, 0}))).Must().Discard()
+}
+
+func emitOwner(b *remote.Builder, fd int, o *fown.FownEntry) {
 	if o.GetSignum() != 0 {
-		s.b.Call(unix.SYS_FCNTL, remote.Imm(fd), remote.Imm(unix.F_SETSIG), remote.Imm(o.GetSignum())).Must().Discard()
+		b.Call(unix.SYS_FCNTL, remote.Imm(fd), remote.Imm(unix.F_SETSIG), remote.Imm(o.GetSignum())).Must().Discard()
 	}
 	if o.GetPid() == 0 {
 		return
@@ -85,11 +90,11 @@ func (s *Slots) emitOwner(fd int, o *fown.FownEntry) {
 	// the way back.
 	other := o.GetUid() != 0 || o.GetEuid() != 0
 	if other {
-		s.b.Call(unix.SYS_SETRESUID, remote.Imm(o.GetUid()), remote.Imm(o.GetEuid()), remote.Imm(-1)).Must().Discard()
+		b.Call(unix.SYS_SETRESUID, remote.Imm(o.GetUid()), remote.Imm(o.GetEuid()), remote.Imm(-1)).Must().Discard()
 	}
-	ex := s.b.Bytes(words32([]uint32{o.GetPidType(), o.GetPid()}))
-	s.b.Call(unix.SYS_FCNTL, remote.Imm(fd), remote.Imm(unix.F_SETOWN_EX), ex).Must().Discard()
+	ex := b.Bytes(words32([]uint32{o.GetPidType(), o.GetPid()}))
+	b.Call(unix.SYS_FCNTL, remote.Imm(fd), remote.Imm(unix.F_SETOWN_EX), ex).Must().Discard()
 	if other {
-		s.b.Call(unix.SYS_SETRESUID, remote.Imm(0), remote.Imm(0), remote.Imm(-1)).Must().Discard()
+		b.Call(unix.SYS_SETRESUID, remote.Imm(0), remote.Imm(0), remote.Imm(-1)).Must().Discard()
 	}
 }

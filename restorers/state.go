@@ -52,6 +52,8 @@ type StateEmit struct {
 	Base *Base
 	// Filters are the seccomp filters of the whole set; nil without seccomp.img.
 	Filters []*seccomp.SeccompFilter
+	// Locks are the file locks of the task.
+	Locks []FileLock
 }
 
 // Leader says whether the thread is the leader of its task.
@@ -73,6 +75,7 @@ var StateKinds = []StateKind{
 	{Name: "alternate stack", Phase: ThreadEarly, Emit: emitAltStack},
 	{Name: "restartable sequences", Phase: ThreadEarly, Emit: emitRseq},
 
+	{Name: "file locks", Phase: TaskLate, Emit: emitFileLocks},
 	{Name: "membarrier", Phase: TaskLate, Emit: emitMembarrier},
 	{Name: "limits", Phase: TaskLate, Check: checkLimits, Emit: emitLimits},
 	{Name: "interval timers", Phase: TaskLate, Check: checkIntervalTimers, Emit: emitIntervalTimers},

@@ -26,6 +26,7 @@ type restorePlan struct {
 	cgroups *restorers.Cgroups
 	files   *restorers.FilePlan
 	paths   *restorers.Paths
+	locks   map[int][]restorers.FileLock // by the pid of who has them
 	base    *restorers.Base
 	hole    remote.Area // where the interpreter lies in every task
 	park    restorers.Park
@@ -75,6 +76,13 @@ func (r *restorer) plan(_ *pipeline.Stage, in *groupedSet) (*restorePlan, error)
 	}
 	if p.files, err = restorers.PlanFiles(set, p.tree, restorerKinds(), p.paths, opt); err != nil {
 		return nil, err
+	}
+	if p.locks, err = restorers.FileLocks(set); err != nil {
+		return nil, err
+	}
+	if len(p.locks) > 0 && !r.o.FileLocks {
+		r.log.Warn("The set has file locks. They are not restored without --file-locks")
+		p.locks = nil
 	}
 	return p, p.room()
 }
@@ -137,7 +145,7 @@ func (p *restorePlan) task(t *restorers.Task) (*restorers.Layout, error) {
 
 // stateOf is what the emitters of state need to know of a thread.
 func (p *restorePlan) stateOf(t *restorers.Task, th *restorers.Thread, b *remote.Builder) *restorers.StateEmit {
-	return &restorers.StateEmit{Builder: b, Task: t.Core, Thread: th.Core, MM: t.MM, PID: t.PID, TID: th.TID, Base: p.base, Filters: p.set.Seccomp}
+	return &restorers.StateEmit{Builder: b, Task: t.Core, Thread: th.Core, MM: t.MM, PID: t.PID, TID: th.TID, Base: p.base, Filters: p.set.Seccomp, Locks: p.locks[t.PID]}
 }
 
 // checkNamespaces refuses tasks of other namespaces than the dump's tool had.

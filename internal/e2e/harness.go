@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -75,6 +76,8 @@ type Target struct {
 	t   testing.TB
 	Dir string // where it runs and leaves its files
 	Pid int
+	// Options are those of every dump and restore.
+	Options []string
 
 	tree []int // every pid that was in its tree when last looked
 }
@@ -363,7 +366,7 @@ func (target *Target) Dump(criu, images string, extra ...string) Result {
 	target.t.Helper()
 	target.Tree()
 	result := Must(target.t, filepath.Join(images, "dump.log"), append([]string{criu, "dump", "-t", strconv.Itoa(target.Pid),
-		"-D", images, "-o", "dump.log", "-v4"}, extra...)...)
+		"-D", images, "-o", "dump.log", "-v4"}, slices.Concat(target.Options, extra)...)...)
 	for _, arg := range extra {
 		if arg == "--leave-running" || arg == "-R" || arg == "--leave-stopped" || arg == "-s" {
 			return result
@@ -377,7 +380,7 @@ func (target *Target) Dump(criu, images string, extra ...string) Result {
 func (target *Target) Restore(criu, images string, extra ...string) Result {
 	target.t.Helper()
 	result := Must(target.t, filepath.Join(images, "restore.log"), append([]string{criu, "restore", "-d",
-		"-D", images, "-o", "restore.log", "-v4"}, extra...)...)
+		"-D", images, "-o", "restore.log", "-v4"}, slices.Concat(target.Options, extra)...)...)
 	if !target.Alive() {
 		target.t.Fatalf("restore succeeded, but pid %d is not there; %s", target.Pid, target.read("stderr"))
 	}

@@ -28,6 +28,7 @@ func TestPipe(t *testing.T) {
 		dump := exec.Command(tools.Criu, "dump", "-t", strconv.Itoa(target.Pid), "-D", "-", "-W", work, "-o", "dump.log", "-v4")
 		dump.Stdout, dump.Stderr = w, &said[0]
 		restore := exec.Command(tools.Criu, "restore", "-d", "-D", "-", "-W", work, "-o", "restore.log", "-v4")
+		dump.Args, restore.Args = append(dump.Args, target.Options...), append(restore.Args, target.Options...)
 		restore.Stdin, restore.Stderr = r, &said[1]
 		for _, cmd := range []*exec.Cmd{restore, dump} {
 			if err := cmd.Start(); err != nil {

@@ -24,12 +24,21 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// workloads is the table of what is dumped and restored in every mode.
-var workloads = []struct {
+// workload is what is dumped and restored in every mode.
+type workload struct {
 	name      string
 	args      []string
-	peerFails string // why criu 4.2 itself cannot restore it, empty when it can
-}{
+	options   []string // of both dump and restore
+	peerFails string   // why criu 4.2 itself cannot restore it, empty when it can
+}
+
+func (w workload) start(t *testing.T) *Target {
+	target := tools.StartWorkload(t, w.name, w.args...)
+	target.Options = w.options
+	return target
+}
+
+var workloads = []workload{
 	{name: "idle"},
 	{name: "threads", args: []string{"8"}},
 	{name: "files"},
@@ -41,6 +50,7 @@ var workloads = []struct {
 	{name: "memory"},
 	{name: "mapkinds"},
 	{name: "pidfds"},
+	{name: "locks", options: []string{"--file-locks"}, peerFails: "criu signals once more that a lease is breaking"},
 	{name: "sysv", peerFails: "criu keeps SysV memory only of an IPC namespace it dumps whole"},
 	{name: "clock"},
 	{name: "ring", args: []string{"20"}},
@@ -51,7 +61,7 @@ func eachWorkload(t *testing.T, body func(t *testing.T, start func() *Target)) {
 	RequireRoot(t)
 	for _, w := range workloads {
 		t.Run(w.name, func(t *testing.T) {
-			body(t, func() *Target { return tools.StartWorkload(t, w.name, w.args...) })
+			body(t, func() *Target { return w.start(t) })
 		})
 	}
 }
@@ -128,7 +138,7 @@ func eachPeerWorkload(t *testing.T, body func(t *testing.T, start func() *Target
 			if w.peerFails != "" {
 				t.Skip("not a task for the peer: " + w.peerFails)
 			}
-			body(t, func() *Target { return tools.StartWorkload(t, w.name, w.args...) })
+			body(t, func() *Target { return w.start(t) })
 		})
 	}
 }

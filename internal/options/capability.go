@@ -68,6 +68,7 @@ var built = map[Capability]bool{
 	ExternalRes: true,
 	TCP:         true,
 	Cgroups:     true,
+	Locks:       true,
 }
 
 // Built reports whether the tool has a capability.
