@@ -231,6 +231,27 @@ func (f *freezer) interrupt(t *collectors.Task, tid int) error {
 	return nil
 }
 
+// exitPatience is how long the threads of a task that is exiting may take to follow their leader.
+const exitPatience = 50 * time.Millisecond
+
+// bury takes a task for a zombie whose leader has exited. It is none as long as other threads run; then it cannot be
+// dumped, because nothing can run in it on behalf of the whole task.
+func (f *freezer) bury(t *collectors.Task) error {
+	for end := time.Now().Add(exitPatience); ; time.Sleep(time.Millisecond) {
+		tids, err := t.Proc.Threads()
+		if err = gone(err); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if len(tids) <= 1 {
+			t.State = collectors.Dead
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("task %d: its leader has exited and other threads run on (%d), which cannot be dumped", t.Pid, tids[len(tids)-1])
+		}
+	}
+}
+
 // denied explains why a thread cannot be seized: it has ended, somebody else traces it, or the tool may not.
 func (f *freezer) denied(t *collectors.Task, tid int) error {
 	s, err := t.Proc.ThreadStatus(tid)
@@ -243,7 +264,7 @@ func (f *freezer) denied(t *collectors.Task, tid int) error {
 	switch {
 	case s.State == 'Z' || s.State == 'X':
 		if tid == t.Pid {
-			t.State = collectors.Dead
+			return f.bury(t)
 		}
 		return nil
 	case s.TracerPid != 0:
