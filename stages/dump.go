@@ -32,6 +32,7 @@ func Dump(ctx context.Context, o *options.Options) error {
 	if testGraph != nil {
 		testGraph(g)
 	}
+	d.warm()
 	if d.guard, err = startGuardian(g); err != nil {
 		return err
 	}

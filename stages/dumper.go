@@ -55,6 +55,7 @@ type dumper struct {
 	reconnecting []*pipeline.UndoStep // give it its connections back
 	gone         bool                 // all have been done
 
+	warmed     chan struct{}
 	frozen     func() // ends the measured time of the stop
 	postFailed error  // of the post-dump action
 }
@@ -115,11 +116,16 @@ func (d *dumper) pushUndo(name string, back func(context.Context) error, records
 	return err
 }
 
-// warm does before the freeze what is done only once in a process: what it costs, the tree does not stand still for.
+// warm begins what is done only once in a process and is to be done before the freeze, so that the tree does not stand
+// still for it. It goes on while the guardian starts; d.warmed is closed at its end.
 func (d *dumper) warm() {
-	go image.Warm()
-	vma.Warm()
-	remote.FindEscape(d.o.Tree)
+	go image.Warm() // longer than the rest, and not needed so soon
+	d.warmed = make(chan struct{})
+	go func() {
+		defer close(d.warmed)
+		vma.Warm()
+		remote.FindEscape(d.o.Tree)
+	}()
 }
 
 // vpid translates a pid to the tree's namespace.

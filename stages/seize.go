@@ -26,7 +26,7 @@ func (d *dumper) seize(s *pipeline.Stage, emit func(*Tree) error) error {
 	if err := d.ownSet(); err != nil {
 		return err
 	}
-	d.warm()
+	<-d.warmed
 	var err error
 	if d.thawing, err = d.undo.Push("let the tree go", 0, d.thaw); err != nil {
 		return err
