@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit"
+	"golang.org/x/sys/unix"
 )
 
 // speedWork is one row of the benchmark's table.
@@ -19,25 +21,27 @@ type speedWork struct {
 	workload string
 	args     []string
 	rounds   int
-	peer     bool // whether criu can do it at all
+	peer     bool  // whether criu can do it at all
+	memory   int64 // MiB whose moving decides; 0: the number of things does
 }
 
 var speedWorks = []speedWork{
-	{"tiny", "idle", nil, 9, true},
-	{"1 GiB of 4K pages", "bigmem", []string{"1024"}, 3, true},
-	{"1 GiB of huge pages", "bigmem", []string{"1024", "huge"}, 3, true},
-	{"1 GiB of written zeros", "bigmem", []string{"1024", "zero"}, 3, true},
-	{"1,000 tasks", "forks", []string{"999"}, 3, true},
-	{"1,000 threads", "threads", []string{"1000"}, 3, true},
-	{"10,000 descriptors", "manyfds", []string{"1000", "8000"}, 3, true},
-	{"9,900 pipes", "manyfds", []string{"9900", "10"}, 3, false},
-	{"10,000 mappings", "manymaps", []string{"5000"}, 3, true},
-	{"512 MiB, 8 forks", "cow", []string{"512", "8"}, 3, true},
+	{"tiny", "idle", nil, 9, true, 0},
+	{"1 GiB of 4K pages", "bigmem", []string{"1024"}, 3, true, 1024},
+	{"1 GiB of huge pages", "bigmem", []string{"1024", "huge"}, 3, true, 1024},
+	{"1 GiB of written zeros", "bigmem", []string{"1024", "zero"}, 3, true, 0},
+	{"1,000 tasks", "forks", []string{"999"}, 3, true, 0},
+	{"1,000 threads", "threads", []string{"1000"}, 3, true, 0},
+	{"10,000 descriptors", "manyfds", []string{"1000", "8000"}, 3, true, 0},
+	{"9,900 pipes", "manyfds", []string{"9900", "10"}, 3, false, 0},
+	{"10,000 mappings", "manymaps", []string{"5000"}, 3, true, 0},
+	{"512 MiB, 8 forks", "cow", []string{"512", "8"}, 3, true, 0},
 }
 
 // sample is what one dump and restore took.
 type sample struct {
 	dump, stop, restore time.Duration
+	made                time.Duration // how long the program took to get there by itself
 	image, rss          int64
 }
 
@@ -50,7 +54,7 @@ func TestSpeed(t *testing.T) {
 	}
 	RequireRoot(t)
 	w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "work\tdump\tstop\trestore\timage\tmemory\tdump ×\tstop ×\trestore ×\t")
+	fmt.Fprintln(w, "work\tdump\tstop\trestore\timage\tmemory\tdump ×\tstop ×\trestore ×\tdump/limit\trestore/limit\t")
 	for _, work := range speedWorks {
 		if only := os.Getenv("CRYO_BENCH_ONLY"); only != "" && only != work.name {
 			continue
@@ -68,18 +72,63 @@ func TestSpeed(t *testing.T) {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t", work.name, ms(m.dump), ms(m.stop), ms(m.restore), mib(m.image), mib(m.rss))
 			if len(peers) > 0 {
 				p := median(peers)
-				fmt.Fprintf(w, "%s\t%s\t%s\t\n", ratio(p.dump, m.dump), ratio(p.stop, m.stop), ratio(p.restore, m.restore))
+				fmt.Fprintf(w, "%s\t%s\t%s\t", ratio(p.dump, m.dump), ratio(p.stop, m.stop), ratio(p.restore, m.restore))
 			} else {
-				fmt.Fprintf(w, "\t\t\t\n")
+				fmt.Fprintf(w, "\t\t\t")
 			}
+			if work.memory == 0 {
+				fmt.Fprintf(w, "\t%s of %s\t\n", ratio(m.made, m.restore), ms(m.made))
+				return
+			}
+			write, read := memoryLimits(t, work.memory<<20)
+			fmt.Fprintf(w, "%s of %s\t%s of %s\t\n", ratio(write, m.dump), ms(write), ratio(read, m.restore), ms(read))
 		})
 	}
 	w.Flush()
-	fmt.Println("× is how many times as fast as the peer, medians of one run; memory is the tool's peak.")
+	fmt.Println("× is how many times as fast as the peer, medians of one run; memory is the tool's peak. The limits are what the")
+	fmt.Println("machine takes for the same: write() of a buffer, read() into fresh memory, and else what the program took to get there.")
+}
+
+// memoryLimits measures how long the machine takes to write size bytes of a program's own memory to a file where images
+// go, and to read that into memory never touched.
+func memoryLimits(t *testing.T, size int64) (write, read time.Duration) {
+	f, err := os.CreateTemp(os.Getenv("CRYO_BENCH_DIR"), "limit-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	fresh := func() []byte {
+		buf, err := unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return buf
+	}
+	buf := fresh()
+	for i := 0; i < len(buf); i += 8 {
+		binary.NativeEndian.PutUint64(buf[i:], uint64(i)|1)
+	}
+	began := time.Now()
+	if _, err := f.Write(buf); err != nil {
+		t.Fatal(err)
+	}
+	write = time.Since(began)
+	unix.Munmap(buf)
+	buf = fresh()
+	defer unix.Munmap(buf)
+	began = time.Now()
+	if _, err := f.ReadAt(buf, 0); err != nil {
+		t.Fatal(err)
+	}
+	return write, time.Since(began)
 }
 
 func measure(t *testing.T, work speedWork, criu string) sample {
+	tools.Workload(t, work.workload)
+	began := time.Now()
 	target := tools.StartWorkload(t, work.workload, work.args...)
+	made := time.Since(began)
 	images, err := os.MkdirTemp(os.Getenv("CRYO_BENCH_DIR"), "bench-")
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +139,7 @@ func measure(t *testing.T, work speedWork, criu string) sample {
 	target.Gone()
 	restore := Must(t, filepath.Join(images, "restore.log"), criu, "restore", "-d", "-D", images, "-o", "restore.log")
 	target.Go()
-	s := sample{dump: dump.Wall, restore: restore.Wall, stop: frozenTime(images), rss: max(dump.MaxRSS, restore.MaxRSS) << 10}
+	s := sample{made: made, dump: dump.Wall, restore: restore.Wall, stop: frozenTime(images), rss: max(dump.MaxRSS, restore.MaxRSS) << 10}
 	files, _ := filepath.Glob(filepath.Join(images, "*.img"))
 	for _, f := range files {
 		if st, err := os.Lstat(f); err == nil {
@@ -119,6 +168,7 @@ func median(samples []sample) sample {
 		return v[len(v)/2]
 	}
 	return sample{
+		made:    time.Duration(pick(func(s sample) int64 { return int64(s.made) })),
 		dump:    time.Duration(pick(func(s sample) int64 { return int64(s.dump) })),
 		stop:    time.Duration(pick(func(s sample) int64 { return int64(s.stop) })),
 		restore: time.Duration(pick(func(s sample) int64 { return int64(s.restore) })),
