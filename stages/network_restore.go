@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"cryo/internal/netlock"
+	"cryo/internal/options"
 	"cryo/internal/tcprepair"
 	"cryo/pipeline"
 	"cryo/restorers"
@@ -12,8 +13,9 @@ import (
 // reconnection is what is left to do for the TCP connections of the set when the tree is let go: unlock the network, and
 // take the sockets out of repair mode.
 type reconnection struct {
-	table   string // of the lock
-	sockets tcprepair.Sockets
+	table    string         // of the lock
+	iptables []netlock.Conn // what is locked by the iptables command
+	sockets  tcprepair.Sockets
 }
 
 // reconnection fetches the sockets.
@@ -22,7 +24,11 @@ func (r *restorer) reconnection(f *family) (*reconnection, error) {
 		return nil, nil
 	}
 	sockets, err := f.files.ConnectionSockets(func(t *restorers.Table) int { return f.byNode[t.Node].PID() })
-	return &reconnection{netlock.Table(f.set.Inventory.GetDumpCriuRunId(), f.tree.Root.ID), sockets}, err
+	c := &reconnection{table: netlock.Table(f.set.Inventory.GetDumpCriuRunId(), f.tree.Root.ID), sockets: sockets}
+	if m := f.set.Inventory.NetworkLockMethod; m == nil || *m == uint32(options.LockIptables) {
+		c.iptables = f.files.Connections()
+	}
+	return c, err
 }
 
 // records is what the guardian has to know to do it.
@@ -42,5 +48,10 @@ func (c *reconnection) do() error {
 		return nil
 	}
 	defer c.sockets.Close()
-	return errors.Join(netlock.Unlock(c.table), c.sockets.Leave())
+	errs := []error{netlock.Unlock(c.table)}
+	if len(c.iptables) > 0 {
+		_, err := netlock.UnlockIptables(c.iptables)
+		errs = append(errs, err)
+	}
+	return errors.Join(append(errs, c.sockets.Leave())...)
 }

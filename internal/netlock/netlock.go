@@ -29,12 +29,16 @@ const Mark = 0xC114
 // Conn is a connection by its two ends.
 type Conn struct{ Local, Remote netip.AddrPort }
 
+// maxName is how much of a name criu 4.2 uses: it keeps it, after "inet ", in 31 bytes.
+const maxName = 26
+
 // Table is the name of the lock of a dump. Sets of old tools have no run id, and go by the pid of the root.
 func Table(runID string, root int) string {
 	if runID == "" {
 		return fmt.Sprintf("CRIU-%d", root)
 	}
-	return "CRIU-" + runID
+	name := "CRIU-" + runID
+	return name[:min(len(name), maxName)]
 }
 
 // chunk is how many connections one message holds: the list of elements is an attribute of at most 64 KiB.
