@@ -3,6 +3,7 @@ package collectors
 import (
 	"fmt"
 
+	"cryo/internal/image"
 	"cryo/internal/sockdiag"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
@@ -69,6 +70,9 @@ func (Unix) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
 	if s.entry.Opts, err = p.socketOptions(); err != nil {
 		return nil, err
 	}
+	if err := s.peerCreds(f.env, fd); err != nil {
+		return nil, err
+	}
 	if err := s.resolveName(p, fd); err != nil {
 		return nil, err
 	}
@@ -93,6 +97,18 @@ func (s *unixSocket) refuse(p *Probe) error {
 		if ino == 0 {
 			return p.Obstacle(s.String()+" with a connection that was closed before it was accepted", "let the program accept it first")
 		}
+	}
+	return nil
+}
+
+// peerCreds notes whom the kernel says the other end belongs to; of a listener, who listens.
+func (s *unixSocket) peerCreds(env *Env, fd int) error {
+	u, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err != nil {
+		return fmt.Errorf("credentials of the peer of %s: %w", s, err)
+	}
+	if u.Pid != 0 {
+		image.SetPeerCreds(s.entry, &image.PacketCreds{PID: uint32(env.VPid(int(u.Pid))), UID: u.Uid, GID: u.Gid})
 	}
 	return nil
 }

@@ -204,7 +204,7 @@ func (u *unixFile) Settle(p *FilePlanner) error {
 	case u.GetUflags()&unixService != 0:
 		u.role = unixFake
 	case u.GetPeer() == 0:
-		u.settleAlone()
+		u.settleAlone(p)
 	case peer == nil:
 		return image.Errorf(image.Files.File(0), -1, "id %d: peer %d is no socket of the set", u.GetId(), u.GetPeer())
 	case peer.GetUflags()&unixExternal != 0:
@@ -224,7 +224,8 @@ func (u *unixFile) Settle(p *FilePlanner) error {
 // settleAlone is for a socket that is connected to nothing. Another end is made where the real one was closed, and where
 // nothing but another end can reach its queue. The state of a datagram socket says little: since Linux 5.15 it is
 // established too once somebody has connected to it.
-func (u *unixFile) settleAlone() {
+func (u *unixFile) settleAlone(p *FilePlanner) {
+	u.seenPID(p)
 	switch {
 	case u.GetType() != unix.SOCK_DGRAM && u.GetState() == unixEstablished:
 		u.role = unixFake
@@ -240,13 +241,15 @@ func (u *unixFile) settlePair(p *FilePlanner) error {
 		return err
 	}
 	peer := u.set.planned[u.GetPeer()]
-	if peer == nil {
-		return nil // nobody has it any more
+	if peer == nil { // nobody has it any more
+		u.seenPID(p)
+		return nil
 	}
 	if peer.role == unixHanded {
 		return fmt.Errorf("unix socket %d is connected to %d, which was handed in by --inherit-fd: both have to be", u.GetIno(), u.GetPeer())
 	}
 	peer.role = unixMade
+	u.seenPID(p)
 	for _, end := range []*unixFile{u, peer} {
 		if end.accepted() {
 			return u.moveTo(p, string(end.GetName()))
@@ -308,7 +311,7 @@ func (u *unixFile) Emit(lv Level, b *remote.Builder, s *Slots) error {
 		u.create(b, s)
 	case Pair:
 		if u.GetState() == unixListen {
-			b.Call(unix.SYS_LISTEN, remote.Imm(s.Number(u.GetId())), remote.Imm(max(int(u.GetBacklog()), u.set.waiting(u)))).Must().Discard()
+			u.emitListen(b, s, max(int(u.GetBacklog()), u.set.waiting(u)))
 		}
 	case Fill:
 		return u.emitConnect(b, s)
@@ -316,6 +319,13 @@ func (u *unixFile) Emit(lv Level, b *remote.Builder, s *Slots) error {
 		u.attach(b, s)
 	}
 	return nil
+}
+
+// emitListen lets the socket listen, in the name of whom its clients are to see.
+func (u *unixFile) emitListen(b *remote.Builder, s *Slots, backlog int) {
+	under(b, u.idsSeenBy(s.t), func() {
+		b.Call(unix.SYS_LISTEN, remote.Imm(s.Number(u.GetId())), remote.Imm(backlog)).Must().Discard()
+	})
 }
 
 // create makes the socket, or both ends of a pair.
@@ -343,8 +353,10 @@ func (u *unixFile) create(b *remote.Builder, s *Slots) {
 		}
 	}
 	fds := b.Zero(8)
-	op := b.Call(unix.SYS_SOCKETPAIR, remote.Imm(unix.AF_UNIX), remote.Imm(typ|u.made), remote.Imm(0), fds)
-	u.table, u.other = s.t, s.MadePair(op, ids, cloexec)[1]
+	under(b, u.viewer().idsSeenBy(s.t), func() {
+		op := b.Call(unix.SYS_SOCKETPAIR, remote.Imm(unix.AF_UNIX), remote.Imm(typ|u.made), remote.Imm(0), fds)
+		u.table, u.other = s.t, s.MadePair(op, ids, cloexec)[1]
+	})
 	if u.role == unixFake && u.GetType() == unix.SOCK_DGRAM && u.GetState() == unixClosed {
 		// It must be free for anybody to send to. This would flush its queue, so it comes first.
 		unspec := b.Bytes(words32([]uint32{unix.AF_UNSPEC}))
@@ -366,10 +378,14 @@ func (u *unixFile) createAccepted(b *remote.Builder, s *Slots, peer *unixFile) {
 	}
 	listener := s.Keep(socket(unix.O_CLOEXEC))
 	b.Call(unix.SYS_BIND, remote.Imm(listener), b.Bytes(addr), remote.Imm(len(addr))).Must().Discard()
-	b.Call(unix.SYS_LISTEN, remote.Imm(listener), remote.Imm(1)).Must().Discard()
+	under(b, client.idsSeenBy(s.t), func() {
+		b.Call(unix.SYS_LISTEN, remote.Imm(listener), remote.Imm(1)).Must().Discard()
+	})
 	cloexec := s.Cloexec(client.GetId())
 	s.Made(socket(u.made|cloexec), client.GetId(), cloexec)
-	b.Call(unix.SYS_CONNECT, remote.Imm(s.Number(client.GetId())), b.Bytes(addr), remote.Imm(len(addr))).Must().Discard()
+	under(b, server.idsSeenBy(s.t), func() {
+		b.Call(unix.SYS_CONNECT, remote.Imm(s.Number(client.GetId())), b.Bytes(addr), remote.Imm(len(addr))).Must().Discard()
+	})
 	cloexec = s.Cloexec(server.GetId())
 	s.Made(b.Call(unix.SYS_ACCEPT4, remote.Imm(listener), remote.Imm(0), remote.Imm(0), remote.Imm(u.made|cloexec)), server.GetId(), cloexec)
 	s.drop(listener)
@@ -380,7 +396,7 @@ func (u *unixFile) createAccepted(b *remote.Builder, s *Slots, peer *unixFile) {
 func (u *unixFile) attach(b *remote.Builder, s *Slots) {
 	fd, o := s.Number(u.GetId()), u.GetOpts()
 	if u.GetState() == unixListen && u.set.waiting(u) > int(u.GetBacklog()) {
-		b.Call(unix.SYS_LISTEN, remote.Imm(fd), remote.Imm(u.GetBacklog())).Must().Discard()
+		u.emitListen(b, s, int(u.GetBacklog()))
 	}
 	if u.touched || o.GetSoBufLock() != 0 || o.GetSoSndbuf() != u.set.bufs[0] || o.GetSoRcvbuf() != u.set.bufs[1] {
 		emitBufferSizes(b, fd, o)

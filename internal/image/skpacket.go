@@ -2,6 +2,7 @@ package image
 
 import (
 	sk_packet "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-packet"
+	sk_unix "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-unix"
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
@@ -14,7 +15,7 @@ type PacketOrigin struct {
 	Creds *PacketCreds
 }
 
-// PacketCreds are the ids of a sender, in the namespaces of the tree.
+// PacketCreds are the ids of a sender, or of the other end of a connection, in the namespaces of the tree.
 type PacketCreds struct{ PID, UID, GID uint32 }
 
 const (
@@ -33,42 +34,70 @@ func SetPacketOrigin(e *sk_packet.SkPacketEntry, o PacketOrigin) {
 		b = protowire.AppendTag(b, originAddr, protowire.BytesType)
 		b = protowire.AppendBytes(b, o.Addr)
 	}
-	if c := o.Creds; c != nil {
-		var m []byte
-		for i, v := range []uint32{c.PID, c.UID, c.GID} {
-			m = protowire.AppendTag(m, protowire.Number(credsPID+i), protowire.VarintType)
-			m = protowire.AppendVarint(m, uint64(v))
-		}
-		b = protowire.AppendTag(b, originCreds, protowire.BytesType)
-		b = protowire.AppendBytes(b, m)
+	if o.Creds != nil {
+		b = appendCreds(b, originCreds, o.Creds)
 	}
 	e.ProtoReflect().SetUnknown(b)
+}
+
+func appendCreds(b []byte, num protowire.Number, c *PacketCreds) []byte {
+	var m []byte
+	for i, v := range []uint32{c.PID, c.UID, c.GID} {
+		m = protowire.AppendTag(m, protowire.Number(credsPID+i), protowire.VarintType)
+		m = protowire.AppendVarint(m, uint64(v))
+	}
+	return protowire.AppendBytes(protowire.AppendTag(b, num, protowire.BytesType), m)
 }
 
 // GetPacketOrigin reads what SetPacketOrigin noted; of a packet that criu stored it is empty.
 func GetPacketOrigin(e *sk_packet.SkPacketEntry) PacketOrigin {
 	var o PacketOrigin
-	for b := []byte(e.ProtoReflect().GetUnknown()); len(b) > 0; {
+	eachField(e.ProtoReflect().GetUnknown(), func(num protowire.Number, v []byte) {
+		switch num {
+		case originAddr:
+			o.Addr = v
+		case originCreds:
+			o.Creds = packetCreds(v)
+		}
+	})
+	return o
+}
+
+// eachField goes over the fields of bytes in b, as far as they make sense.
+func eachField(b []byte, do func(num protowire.Number, v []byte)) {
+	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
 		if n < 0 {
-			return o
+			return
 		}
 		b = b[n:]
 		size := protowire.ConsumeFieldValue(num, typ, b)
 		if size < 0 {
-			return o
+			return
 		}
 		if v, n := protowire.ConsumeBytes(b); n > 0 && typ == protowire.BytesType {
-			switch num {
-			case originAddr:
-				o.Addr = v
-			case originCreds:
-				o.Creds = packetCreds(v)
-			}
+			do(num, v)
 		}
 		b = b[size:]
 	}
-	return o
+}
+
+// unixPeerCreds is a field that unix_sk_entry does not name: far behind those that criu may come to use.
+const unixPeerCreds = 1024
+
+// SetPeerCreds notes what SO_PEERCRED says of a unix socket. criu does not keep that and skips it.
+func SetPeerCreds(e *sk_unix.UnixSkEntry, c *PacketCreds) {
+	e.ProtoReflect().SetUnknown(appendCreds(nil, unixPeerCreds, c))
+}
+
+// GetPeerCreds reads what SetPeerCreds noted; nil for a socket that criu stored.
+func GetPeerCreds(e *sk_unix.UnixSkEntry) (c *PacketCreds) {
+	eachField(e.ProtoReflect().GetUnknown(), func(num protowire.Number, v []byte) {
+		if num == unixPeerCreds {
+			c = packetCreds(v)
+		}
+	})
+	return c
 }
 
 func packetCreds(b []byte) *PacketCreds {

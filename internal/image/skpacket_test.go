@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	sk_packet "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-packet"
+	sk_unix "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-unix"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 )
@@ -32,5 +33,25 @@ func TestPacketOrigin(t *testing.T) {
 		if back.GetIdFor() != 1 || back.GetLength() != 2 {
 			t.Errorf("fields lost: %v", back)
 		}
+	}
+}
+
+func TestPeerCreds(t *testing.T) {
+	e := &sk_unix.UnixSkEntry{Id: proto.Uint32(1)}
+	if c := GetPeerCreds(e); c != nil {
+		t.Errorf("%+v of an entry without", c)
+	}
+	want := &PacketCreds{PID: 70000, UID: 1, GID: 0}
+	SetPeerCreds(e, want)
+	b, err := proto.MarshalOptions{AllowPartial: true}.Marshal(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	back := &sk_unix.UnixSkEntry{}
+	if err := (proto.UnmarshalOptions{AllowPartial: true}).Unmarshal(b, back); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want, GetPeerCreds(back)); d != "" {
+		t.Error(d)
 	}
 }

@@ -37,9 +37,18 @@ static void send_from(int fd, const char *text, const char *to)
 	CHECK(sendto(fd, text, strlen(text), 0, (void *)&a, len) == (ssize_t)strlen(text), "send to %s", to);
 }
 
+/* Says whether the other end is a task with these ids. */
+static int peer_is(int fd, pid_t pid, uid_t uid, gid_t gid)
+{
+	struct ucred u;
+	socklen_t len = sizeof(u);
+
+	return !getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &u, &len) && u.pid == pid && u.uid == uid && u.gid == gid;
+}
+
 int main(void)
 {
-	int d[2], fl[2], cr[2], srv, c1, c2, c3, lis, abs, cl[2], acc[2], nodir, r, p[2], on = 1;
+	int d[2], own[2], fl[2], cr[2], srv, c1, c2, c3, lis, abs, cl[2], acc[2], nodir, r, p[2], on = 1;
 	struct stat st;
 	uid_t uid;
 
@@ -64,7 +73,7 @@ int main(void)
 	/* Accepted connections have the name of their listener. */
 	lis = bound(SOCK_STREAM, "listener");
 	abs = bound(SOCK_STREAM, "@listener");
-	CHECK(!listen(lis, 1) && !listen(abs, 1), "listen");
+	CHECK(!chmod("listener", 0666) && !listen(lis, 1) && !listen(abs, 1), "listen");
 	for (int i = 0; i < 2; i++) {
 		cl[i] = socket(AF_UNIX, SOCK_STREAM, 0);
 		CHECK(!joined(cl[i], i ? "@listener" : "listener"), "connect");
@@ -84,9 +93,13 @@ int main(void)
 	/* Two senders with ids of their own. */
 	CHECK(!socketpair(AF_UNIX, SOCK_STREAM, 0, cr), "pair");
 	CHECK(!setsockopt(cr[1], SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)), "SO_PASSCRED");
+	CHECK(!setegid(300) && !seteuid(200) && !socketpair(AF_UNIX, SOCK_SEQPACKET, 0, own), "pair of another user");
+	CHECK(!seteuid(0) && !setegid(0), "ids");
+	CHECK(peer_is(own[0], getpid(), 200, 300), "pair of another user");
 	pid_t child = fork();
 	if (!child) {
-		if (setresuid(1000, 1000, 0) || write(cr[0], "child", 5) != 5)
+		int sk = socket(AF_UNIX, SOCK_STREAM, 0);
+		if (setresgid(1001, 1001, 0) || setresuid(1000, 1000, 0) || joined(sk, "listener") || write(cr[0], "child", 5) != 5)
 			_exit(1);
 		workload_wait();
 		_exit(0);
@@ -107,8 +120,12 @@ int main(void)
 		const char *name = i ? "@listener" : "listener";
 		CHECK(named(acc[i], name), "accepted connection's name %d", i);
 		CHECK(write(cl[i], "x", 1) == 1 && reads(acc[i], "x"), "accepted connection %d", i);
-		CHECK(!joined(socket(AF_UNIX, SOCK_STREAM, 0), name), "connect again %d", i);
 	}
+	int client = accept4(lis, NULL, NULL, SOCK_NONBLOCK);
+	CHECK(client >= 0 && peer_is(client, child, 1000, 1001), "waiting connection");
+	CHECK(peer_is(own[0], getpid(), 200, 300) && peer_is(own[1], getpid(), 200, 300), "pair of another user");
+	CHECK(peer_is(cl[0], getpid(), 0, 0), "connection");
+	CHECK(!joined(socket(AF_UNIX, SOCK_STREAM, 0), "listener") && !joined(socket(AF_UNIX, SOCK_STREAM, 0), "@listener"), "connect again");
 	CHECK(named(nodir, "sub/nodir") && stat("sub", &st) < 0 && option(nodir, SO_ACCEPTCONN), "directory gone");
 
 	char text[8] = "";
