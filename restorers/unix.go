@@ -323,7 +323,7 @@ func (u *unixFile) Emit(lv Level, b *remote.Builder, s *Slots) error {
 
 // emitListen lets the socket listen, in the name of whom its clients are to see.
 func (u *unixFile) emitListen(b *remote.Builder, s *Slots, backlog int) {
-	under(b, u.idsSeenBy(s.t), func() {
+	asIDs(b, u.idsSeenBy(s.t), func() {
 		b.Call(unix.SYS_LISTEN, remote.Imm(s.Number(u.GetId())), remote.Imm(backlog)).Must().Discard()
 	})
 }
@@ -353,7 +353,7 @@ func (u *unixFile) create(b *remote.Builder, s *Slots) {
 		}
 	}
 	fds := b.Zero(8)
-	under(b, u.viewer().idsSeenBy(s.t), func() {
+	asIDs(b, u.viewer().idsSeenBy(s.t), func() {
 		op := b.Call(unix.SYS_SOCKETPAIR, remote.Imm(unix.AF_UNIX), remote.Imm(typ|u.made), remote.Imm(0), fds)
 		u.table, u.other = s.t, s.MadePair(op, ids, cloexec)[1]
 	})
@@ -378,12 +378,12 @@ func (u *unixFile) createAccepted(b *remote.Builder, s *Slots, peer *unixFile) {
 	}
 	listener := s.Keep(socket(unix.O_CLOEXEC))
 	b.Call(unix.SYS_BIND, remote.Imm(listener), b.Bytes(addr), remote.Imm(len(addr))).Must().Discard()
-	under(b, client.idsSeenBy(s.t), func() {
+	asIDs(b, client.idsSeenBy(s.t), func() {
 		b.Call(unix.SYS_LISTEN, remote.Imm(listener), remote.Imm(1)).Must().Discard()
 	})
 	cloexec := s.Cloexec(client.GetId())
 	s.Made(socket(u.made|cloexec), client.GetId(), cloexec)
-	under(b, server.idsSeenBy(s.t), func() {
+	asIDs(b, server.idsSeenBy(s.t), func() {
 		b.Call(unix.SYS_CONNECT, remote.Imm(s.Number(client.GetId())), b.Bytes(addr), remote.Imm(len(addr))).Must().Discard()
 	})
 	cloexec = s.Cloexec(server.GetId())

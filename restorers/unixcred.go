@@ -57,8 +57,8 @@ func (u *unixFile) seenPID(p *FilePlanner) {
 	}
 }
 
-// under makes calls under other effective ids. The capabilities stay: NO_SETUID_FIXUP keeps them over the change.
-func under(b *remote.Builder, ids peerIDs, calls func()) {
+// asIDs makes calls under other effective ids. The capabilities stay: NO_SETUID_FIXUP keeps them over the change.
+func asIDs(b *remote.Builder, ids peerIDs, calls func()) {
 	const unchanged = ^uint32(0)
 	own := toolIDs()
 	if ids == own || ids.uid == unchanged || ids.gid == unchanged {

@@ -26,7 +26,7 @@ func (u *unixFile) emitConnect(b *remote.Builder, s *Slots) error {
 	} else if name := unixPath(peer); name != "" {
 		addr = sockaddrUn([]byte(name))
 	}
-	under(b, idsOf(s.t), func() {
+	asIDs(b, idsOf(s.t), func() {
 		b.Call(unix.SYS_CONNECT, remote.Imm(s.Number(u.GetId())), b.Bytes(addr), remote.Imm(len(addr))).Must().Discard()
 	})
 	return nil
