@@ -192,7 +192,7 @@ func (c *Cgroups) number(f cgroupFile) (uint32, error) {
 	set := &img.CgSetEntry{}
 	var key strings.Builder
 	for _, m := range members {
-		if c.skip(m.Hierarchy) {
+		if c.skip(m.Hierarchy) || m.Path == "/" && !c.known(m.Hierarchy) {
 			continue
 		}
 		e := &img.CgMemberEntry{Name: proto.String(m.Hierarchy), Path: proto.String(m.Path)}
@@ -213,6 +213,12 @@ func (c *Cgroups) number(f cgroupFile) (uint32, error) {
 	}
 	c.texts[f] = id
 	return id, nil
+}
+
+// known says whether a hierarchy was there when the dump began. In a later one all tasks are at the root: that alone
+// does not make them differ from the tool.
+func (c *Cgroups) known(hierarchy string) bool {
+	return slices.ContainsFunc(c.here, func(m cgroup.Member) bool { return m.Hierarchy == hierarchy })
 }
 
 // skip says whether the user wants nothing to be kept of a hierarchy.
