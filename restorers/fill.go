@@ -15,11 +15,13 @@ import (
 type PageFill struct {
 	Source image.Source
 	Kind   image.PagemapKind
-	ID     uint64 // of the page map
-	Base   uint64 // pid of the task whose pages are inherited; 0 without one
-	PID    int    // task to write to, as the tool sees it
-	Parts  []Part // where pages may be; ascending
-	Uffd   *Uffd  // for parts that are Copied; nil without any
+	ID     uint64       // of the page map
+	Base   uint64       // pid of the task whose pages are inherited; 0 without one
+	Known  [2]*Pagemap  // the page map, and that of Base, where they are known
+	Shared *SharedPages // where the pages of Base are read from; nil: anew
+	PID    int          // task to write to, as the tool sees it
+	Parts  []Part       // where pages may be; ascending
+	Uffd   *Uffd        // for parts that are Copied; nil without any
 
 	// Results.
 	Drop  []Range // inherited pages the task is not to have
@@ -59,16 +61,17 @@ func PartsOf(c *Change, special []*Area) []Part {
 
 // Run goes over page map and parts and writes. Pages outside of all parts are an error.
 func (f *PageFill) Run(ctx context.Context) error {
-	own, err := openPages(f.Source, f.Kind, f.ID)
+	own, err := openKnown(f.Source, f.Kind, f.ID, f.Known[0])
 	if err != nil {
 		return err
 	}
 	defer own.Close()
 	base := &pageStream{done: true}
 	if f.Base != 0 && slices.ContainsFunc(f.Parts, func(p Part) bool { return p.Kept }) {
-		if base, err = openPages(f.Source, f.Kind, f.Base); err != nil {
+		if base, err = openKnown(f.Source, f.Kind, f.Base, f.Known[1]); err != nil {
 			return err
 		}
+		base.shared = f.Shared
 		defer base.Close()
 	}
 	w := newPageWriter(ctx, f.PID, f.Uffd)

@@ -79,9 +79,10 @@ func (a *Area) inherits(p *Area) bool {
 
 // Layout is the address space of a task as it is to be.
 type Layout struct {
-	Areas   []*Area // ascending, no two overlap
-	Special []*Area // vdso and its data
-	Guards  []*Area // ranges with MADV_GUARD_INSTALL inside of Areas
+	Areas   []*Area  // ascending, no two overlap
+	Special []*Area  // vdso and its data
+	Pages   *Pagemap // nil when it is large
+	Guards  []*Area  // ranges with MADV_GUARD_INSTALL inside of Areas
 
 	OldVDSO Range        // the vdso of another kernel among Areas, see VDSO
 	Patches []arch.Patch // what leads from it to this kernel's, at addresses of the task
@@ -291,13 +292,20 @@ func (l *Layout) MarkPages(src image.Source, pid int) error {
 		return err
 	}
 	defer maps.Close()
+	known := &Pagemap{PagesID: maps.PagesID}
 	for run, err := range maps.Runs() {
 		if err != nil {
 			return err
 		}
+		if len(known.Runs) <= maxKnown {
+			known.Runs = append(known.Runs, run)
+		}
 		for i := find(l.Areas, run.Addr); i < len(l.Areas) && l.Areas[i].Start < run.End(); i++ {
 			l.Areas[i].HasPages = true
 		}
+	}
+	if len(known.Runs) <= maxKnown {
+		l.Pages = known
 	}
 	return nil
 }

@@ -23,17 +23,76 @@ type pageRun struct {
 // set, whatever the size of the map.
 type pageStream struct {
 	name   string
-	maps   *image.PagemapReader
-	src    image.Source // closed with the stream when it is a parent
+	maps   *image.PagemapReader // nil when the page map is known
+	known  []image.Run          // what is left of it
+	pages  uint32               // id of the pages file
+	shared *SharedPages         // where pages files come from; nil: the stream's own
+	src    image.Source         // closed with the stream when it is a parent
 	file   *pagesFile
+	lent   bool // file is shared
 	off    int64
 	below  *pageStream // the same page map in the parent set; opened when needed
 	kind   image.PagemapKind
 	id     uint64
 	run    pageRun // not handed out yet, empty when Start == End
 	parent Range   // to be looked up in the parent set
-	zero   bool
 	done   bool
+}
+
+// Pagemap is a page map that has been read and is small enough to be kept.
+type Pagemap struct {
+	PagesID uint32
+	Runs    []image.Run
+}
+
+// maxKnown is how many runs a page map has that is kept. Those of most tasks of large trees are smaller.
+const maxKnown = 128
+
+// openKnown is openPages for a page map that may be known.
+func openKnown(src image.Source, kind image.PagemapKind, id uint64, known *Pagemap) (*pageStream, error) {
+	if known == nil {
+		return openPages(src, kind, id)
+	}
+	return &pageStream{name: kind.Kind().File(id), src: src, kind: kind, id: id, known: known.Runs, pages: known.PagesID}, nil
+}
+
+// SharedPages keeps small pages files open and in memory for several who read them at the same time: every forked task
+// compares with those of its forker.
+type SharedPages struct {
+	src   image.Source
+	mu    sync.Mutex
+	files map[uint32]*pagesFile
+}
+
+// NewSharedPages starts with no file.
+func NewSharedPages(src image.Source) *SharedPages {
+	return &SharedPages{src: src, files: map[uint32]*pagesFile{}}
+}
+
+// open returns a pages file, and whether it is shared and not to be closed.
+func (p *SharedPages) open(id uint32) (*pagesFile, bool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if f := p.files[id]; f != nil {
+		return f, true, nil
+	}
+	f, err := openPagesFile(p.src, id)
+	if err != nil || f.Size > smallPages || f.Size == 0 {
+		return f, false, err
+	}
+	if err := f.read(); err != nil {
+		f.Close()
+		return nil, false, err
+	}
+	p.files[id] = f
+	return f, true, nil
+}
+
+// Close closes all files.
+func (p *SharedPages) Close() {
+	for _, f := range p.files {
+		f.Close()
+	}
 }
 
 // openPages starts going over a page map. A map that does not exist has no pages.
@@ -47,7 +106,7 @@ func openPages(src image.Source, kind image.PagemapKind, id uint64) (*pageStream
 	if err != nil {
 		return nil, err
 	}
-	s.maps = maps
+	s.maps, s.pages = maps, maps.PagesID
 	return s, nil
 }
 
@@ -56,7 +115,7 @@ func (s *pageStream) Close() {
 	if s.maps != nil {
 		s.maps.Close()
 	}
-	if s.file != nil {
+	if s.file != nil && !s.lent {
 		s.file.Close()
 	}
 	if s.below != nil {
@@ -93,7 +152,7 @@ func (s *pageStream) from(addr uint64) (r pageRun, ok bool, err error) {
 
 // next reads one entry of the page map.
 func (s *pageStream) next() error {
-	run, err := s.maps.Next()
+	run, err := s.entry()
 	if err == io.EOF {
 		s.done = true
 		return nil
@@ -106,17 +165,39 @@ func (s *pageStream) next() error {
 		s.parent = Range{run.Addr, run.End()}
 	case run.Flags&image.PEPresent != 0:
 		if s.file == nil {
-			if s.file, err = openPagesFile(s.src, s.maps.PagesID); err != nil {
+			if err := s.openFile(); err != nil {
 				return err
 			}
 		}
 		if size := s.file.Size; int64(run.Bytes()) > size-s.off {
-			return fmt.Errorf("image %s: pages %x-%x are past the end of %s, which has %d bytes", s.name, run.Addr, run.End(), image.PagesFile(s.maps.PagesID), size)
+			return fmt.Errorf("image %s: pages %x-%x are past the end of %s, which has %d bytes", s.name, run.Addr, run.End(), image.PagesFile(s.pages), size)
 		}
 		s.run = pageRun{run.Addr, run.End(), s.file, s.off}
 		s.off += int64(run.Bytes())
 	}
 	return nil
+}
+
+// entry is the next entry of the page map, io.EOF after the last.
+func (s *pageStream) entry() (image.Run, error) {
+	if s.maps != nil {
+		return s.maps.Next()
+	}
+	if len(s.known) == 0 {
+		return image.Run{}, io.EOF
+	}
+	run := s.known[0]
+	s.known = s.known[1:]
+	return run, nil
+}
+
+func (s *pageStream) openFile() (err error) {
+	if s.shared != nil {
+		s.file, s.lent, err = s.shared.open(s.pages)
+	} else {
+		s.file, err = openPagesFile(s.src, s.pages)
+	}
+	return err
 }
 
 // fromParent is from for the range that the page map says is in the parent set.

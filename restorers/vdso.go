@@ -80,7 +80,7 @@ func (l *Layout) readVDSO(src image.Source, id uint64) ([]byte, error) {
 	if a.Len() > maxVDSO {
 		return nil, fmt.Errorf("%s is too large for a vdso", a)
 	}
-	pages, err := openPages(src, image.TaskPages, id)
+	pages, err := openKnown(src, image.TaskPages, id, l.Pages)
 	if err != nil {
 		return nil, err
 	}

@@ -276,8 +276,9 @@ func checkOutsideVDSO(n *restorers.Node, l *restorers.Layout) error {
 // pagesOf is the page map of a node's memory.
 func (p *restorePlan) pagesOf(n, base *restorers.Node, pid int) *restorers.PageFill {
 	f := &restorers.PageFill{Source: p.set.Source, Kind: image.TaskPages, ID: uint64(n.ID), PID: pid, Parts: p.spaces[n].Parts}
+	f.Known[0] = p.layouts[n].Pages
 	if base != nil {
-		f.Base = uint64(base.ID)
+		f.Base, f.Known[1] = uint64(base.ID), p.layouts[base].Pages
 	}
 	return f
 }

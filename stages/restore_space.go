@@ -88,10 +88,13 @@ func (r *restorer) openUffds(f *family, live []*member) (map[*member]*restorers.
 func (r *restorer) fill(s *pipeline.Stage, f *family, live []*member, uffds map[*member]*restorers.Uffd) (map[*member][]restorers.Range, error) {
 	byMember := map[*member]*restorers.PageFill{}
 	var fills []*restorers.PageFill
+	shared := restorers.NewSharedPages(f.set.Source)
+	defer shared.Close()
 	for _, m := range live {
 		byMember[m] = f.pagesOf(m.Node, f.spaces[m.Node].Base, m.PID())
 		byMember[m].UseUffd(uffds[m])
 		defer uffds[m].Close()
+		byMember[m].Shared = shared
 		fills = append(fills, byMember[m])
 		for _, o := range f.shmem {
 			if o.Owner == m.Node {

@@ -77,13 +77,14 @@ func (d *Dir) Open(name string) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &small{fd, size, d, name}, nil
+	return &small{fd, size, size, d, name}, nil
 }
 
 // small reads an image without what an os.File costs: a set of a thousand tasks has thousands of images.
 type small struct {
 	fd   int
 	size int64
+	left int64 // of what there was when it was opened
 	dir  *Dir
 	name string
 }
@@ -93,7 +94,10 @@ func (f *small) Size() int64 { return f.size }
 
 func (f *small) Read(p []byte) (int, error) {
 	for len(p) > 0 {
-		n, err := unix.Read(f.fd, p)
+		if f.left == 0 {
+			return 0, io.EOF
+		}
+		n, err := unix.Read(f.fd, p[:min(int64(len(p)), f.left)])
 		switch {
 		case err == unix.EINTR:
 			continue
@@ -102,6 +106,7 @@ func (f *small) Read(p []byte) (int, error) {
 		case n == 0:
 			return 0, io.EOF
 		}
+		f.left -= int64(n)
 		return n, nil
 	}
 	return 0, nil
