@@ -239,11 +239,13 @@ func (c *Cgroups) Groups() (*img.CgroupEntry, error) {
 	}
 	w := &groupWalk{props: c.props, frozen: c.frozen, h: cgroup.Hierarchies{Yard: c.o.CgroupYard}}
 	defer w.h.Close()
+	shared := cgroup.Shared()
 	for _, ctl := range e.Controllers {
-		heads, hierarchy := c.heads(ctl)
+		heads, hierarchy := c.heads(ctl, shared)
 		if len(heads) == 0 {
 			continue
 		}
+		w.bare = shared && c.newRoot(hierarchy) != "/"
 		if err := w.controller(ctl, hierarchy, heads); err != nil {
 			return nil, err
 		}
@@ -277,8 +279,9 @@ func owns(e *img.CgControllerEntry, hierarchy string) bool {
 }
 
 // heads lists the groups of a hierarchy that are stored with all that is below them: those that threads are in, or the one
-// that the user has named as their root; none is below another.
-func (c *Cgroups) heads(e *img.CgControllerEntry) (heads []string, hierarchy string) {
+// that the user has named as their root; none is below another. A root that is shared with all others of the machine is
+// stored without what is below it.
+func (c *Cgroups) heads(e *img.CgControllerEntry, shared bool) (heads []string, hierarchy string) {
 	var all []string
 	for _, set := range c.sets[1:] {
 		for _, m := range set.Ctls {
@@ -292,9 +295,11 @@ func (c *Cgroups) heads(e *img.CgControllerEntry) (heads []string, hierarchy str
 			}
 		}
 	}
+	shared = shared && c.newRoot(hierarchy) != "/"
 	slices.Sort(all)
 	for _, path := range all {
-		if !slices.ContainsFunc(heads, func(head string) bool { return below(path, head) }) {
+		covers := func(head string) bool { return below(path, head) && (head != "/" || path == "/" || !shared) }
+		if !slices.ContainsFunc(heads, covers) {
 			heads = append(heads, path)
 		}
 	}

@@ -22,6 +22,7 @@ type groupWalk struct {
 	frozen *FreezeGroup
 	h      cgroup.Hierarchies
 	names  []string // properties of the hierarchy at hand
+	bare   bool     // what is below its root is others'
 }
 
 // controller stores the groups of one hierarchy.
@@ -78,6 +79,9 @@ func (w *groupWalk) group(e *img.CgControllerEntry, dir *os.File, name string) (
 		if p.GetName() == "tasks" || p.GetName() == "cgroup.type" && p.GetValue() == "threaded" {
 			e.IsThreaded = proto.Bool(true)
 		}
+	}
+	if name == "" && w.bare {
+		return d, nil
 	}
 	entries, err := dir.ReadDir(-1)
 	if err != nil {

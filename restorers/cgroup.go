@@ -23,15 +23,16 @@ import (
 //
 // A nil *Cgroups is of a set whose tasks stay where the tool is.
 type Cgroups struct {
-	o     *options.Options
-	entry *img.CgroupEntry
-	sets  map[uint32]*cgSet
-	own   uint32 // the set that the tool had on dump, which stands for what it has now
-	h     cgroup.Hierarchies
-	dirs  []*groupDir // parents first
-	cgns  bool        // the root has a cgroup namespace of its own
-	born  bool        // the root is in its group of version 2 already
-	undo  GroupUndo
+	o      *options.Options
+	entry  *img.CgroupEntry
+	sets   map[uint32]*cgSet
+	own    uint32 // the set that the tool had on dump, which stands for what it has now
+	h      cgroup.Hierarchies
+	dirs   []*groupDir // parents first
+	cgns   bool        // the root has a cgroup namespace of its own
+	shared bool        // the root groups are those of the whole machine
+	born   bool        // the root is in its group of version 2 already
+	undo   GroupUndo
 }
 
 // GroupUndo puts how to take back a change of the outside world where it is done if the restore fails; done says that it is no
@@ -63,7 +64,7 @@ func ReadCgroups(s *Set, o *options.Options) (*Cgroups, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Cgroups{o: o, entry: e, sets: map[uint32]*cgSet{}, own: s.Inventory.GetRootCgSet(), h: cgroup.Hierarchies{Yard: o.CgroupYard}}
+	c := &Cgroups{o: o, entry: e, sets: map[uint32]*cgSet{}, own: s.Inventory.GetRootCgSet(), h: cgroup.Hierarchies{Yard: o.CgroupYard}, shared: cgroup.Shared()}
 	if len(e.Sets) == 0 {
 		return nil, nil
 	}

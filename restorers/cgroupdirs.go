@@ -96,6 +96,9 @@ func (c *Cgroups) listDir(root *os.File, ctl *img.CgControllerEntry, hierarchy, 
 		return image.Errorf(image.Cgroup.File(0), 0, "hierarchy %q: %w", hierarchy, err)
 	}
 	g := &groupDir{CgroupDirEntry: d, ctl: ctl, hierarchy: hierarchy, path: join(parent, name)}
+	if c.stranger(g) {
+		return nil
+	}
 	dir, err := cgroup.Open(root, g.path, unix.O_DIRECTORY)
 	switch {
 	case err == nil:
@@ -111,6 +114,23 @@ func (c *Cgroups) listDir(root *os.File, ctl *img.CgControllerEntry, hierarchy, 
 		}
 	}
 	return nil
+}
+
+// stranger says whether a group belongs to no task of the set. Where a task is at the root of a hierarchy, criu stores all
+// groups of the machine; only those of the tree, those above and those below them are made again.
+func (c *Cgroups) stranger(g *groupDir) bool {
+	if g.path == "" || !c.shared {
+		return false
+	}
+	for _, set := range c.entry.Sets {
+		for _, m := range set.Ctls {
+			path := strings.Trim(m.GetPath(), "/")
+			if path != "" && isOf(g.ctl, m.GetName()) && (under(path, g.path) || under(g.path, path)) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // refuse refuses what the mode does not allow. The root of a hierarchy is always there.

@@ -156,6 +156,17 @@ func (m *mount) open() (*os.File, error) {
 	return f, nil
 }
 
+// initNamespace is the inode of the cgroup namespace of the machine (PROC_CGROUP_INIT_INO, Linux 4.6).
+const initNamespace = 0xEFFFFFFB
+
+// Shared says whether the root groups the tool sees are those of the whole machine, so that what is below them belongs to
+// others as well. In a namespace of a container it is the container's.
+func Shared() bool {
+	var st unix.Stat_t
+	err := unix.Stat("/proc/self/ns/cgroup", &st)
+	return err != nil || st.Ino == initNamespace
+}
+
 // mountDetached mounts a hierarchy of version 1 at no place. It is unmounted when the file is closed.
 func mountDetached(hierarchy string) (*os.File, error) {
 	fs, err := unix.Fsopen("cgroup", unix.FSOPEN_CLOEXEC)

@@ -37,7 +37,7 @@ func newGroups(t *testing.T, hierarchy string) *groups {
 	if err != nil {
 		t.Skip(err)
 	}
-	g := &groups{t, root, fmt.Sprintf("cryo-e2e-%d", os.Getpid())}
+	g := &groups{t, root, fmt.Sprintf("cryo-groups-%d", os.Getpid())}
 	for _, name := range g.names() {
 		err := unix.Mkdirat(int(root.Fd()), name, 0o755)
 		if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EROFS) {
