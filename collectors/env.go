@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"cryo/internal/guardian"
 	"cryo/internal/image"
 	"cryo/internal/objid"
 	"cryo/internal/options"
@@ -35,8 +36,9 @@ type Env struct {
 	Sockets *InetSockets
 	// Connections are the TCP connections of the tree. For one goroutine, in task order.
 	Connections *Connections
-	// Undo puts how to take back a change of the outside world on the dump's undo stack.
-	Undo func(name string, back func(context.Context) error) error
+	// Undo puts how to take back a change of the outside world on the dump's undo stack; the records say the same to the
+	// guardian.
+	Undo func(name string, back func(context.Context) error, records ...guardian.Record) error
 	// VPid translates a pid of the tool's namespace to the tree's; 0 if it has none there.
 	VPid func(pid int) int
 	// InTree says whether a process, by its pid in the tool's namespace, is part of the dump.

@@ -2,10 +2,12 @@ package collectors
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 
+	"cryo/internal/guardian"
 	"cryo/internal/image"
 
 	sk_packet "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-packet"
@@ -13,19 +15,20 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// A peeker looks at the receive queue of a socket without taking anything out of it: by reading with MSG_PEEK from an
-// offset that only such reads have (SO_PEEK_OFF, Linux 3.4; unix sockets only at first, UDP since 4.16). The socket's
-// own offset is put back at the end.
+// A peeker looks at the receive queue of a socket without taking anything out of it: by reading with MSG_PEEK. What the
+// first such read does not show is read from an offset that only such reads have (SO_PEEK_OFF, Linux 3.4; unix sockets
+// only at first, UDP since 4.16). The socket's own offset is put back at the end.
 //
 // One thing cannot be told: a message of no bytes that somebody has peeked at before is passed over by the kernel.
 type peeker struct {
-	fd    int
-	typ   int // SOCK_STREAM, SOCK_DGRAM or SOCK_SEQPACKET
-	off   int
-	buf   []byte
-	own   int                  // the offset the program has set, -1 for none
-	tells bool                 // messages come with more than descriptors: who sent them (SO_PASSCRED)
-	emit  func(p peeked) error // gets a packet; its data are valid until it returns
+	fd   int
+	typ  int // SOCK_STREAM, SOCK_DGRAM or SOCK_SEQPACKET
+	off  int
+	buf  []byte
+	own  int                  // the offset the program has set, -1 for none
+	set  bool                 // another one is set
+	warn func() error         // told before one is
+	emit func(p peeked) error // gets a packet; its data are valid until it returns
 }
 
 // peeked is one message, or of a stream a run of bytes that goes without descriptors but at its beginning.
@@ -54,6 +57,9 @@ func newPeeker(fd, typ int) (*peeker, error) {
 
 // close puts the socket's own offset back.
 func (p *peeker) close() error {
+	if !p.set {
+		return nil
+	}
 	if err := unix.SetsockoptInt(p.fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, p.own); err != nil {
 		return fmt.Errorf("put the peek offset back: %w", err)
 	}
@@ -62,6 +68,12 @@ func (p *peeker) close() error {
 
 // at makes the next read begin at the offset reached.
 func (p *peeker) at() error {
+	if !p.set {
+		if err := p.warn(); err != nil {
+			return err
+		}
+		p.set = true
+	}
 	if err := unix.SetsockoptInt(p.fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, p.off); err != nil {
 		return fmt.Errorf("set the peek offset: %w", err)
 	}
@@ -101,6 +113,12 @@ func (p *peeker) messages(first int, hungUp bool) error {
 // searched for first.
 func (p *peeker) stream(size int) error {
 	p.buf = make([]byte, size)
+	if p.own < 0 {
+		// The usual case needs no offset: one piece, without descriptors.
+		if m, _, err := p.readHere(size, false); err == nil && len(m.data) == size && !m.cut {
+			return p.emit(m)
+		}
+	}
 	for p.off < size {
 		m, _, err := p.read(size-p.off, false)
 		if err != nil || len(m.data) == 0 {
@@ -153,6 +171,11 @@ func (p *peeker) read(n int, control bool) (m peeked, full int, err error) {
 	if err := p.at(); err != nil {
 		return m, 0, err
 	}
+	return p.readHere(n, control)
+}
+
+// readHere is read at the offset the socket has.
+func (p *peeker) readHere(n int, control bool) (m peeked, full int, err error) {
 	h := header{data: p.buf[:n], name: make([]byte, unix.SizeofSockaddrUnix)}
 	if control {
 		h.control = make([]byte, maxControl)
@@ -220,8 +243,19 @@ func closeAll(fds []int) {
 	}
 }
 
+// warnOfPeeks tells the guardian that sockets of a task are about to get offsets to peek at.
+func (f *Files) warnOfPeeks(t *Task) error {
+	if t.peeks || t.Stat == nil { // the tool itself: a socket in flight, which no task can peek at
+		return nil
+	}
+	t.peeks = true
+	return f.env.Undo("offsets to peek at", func(context.Context) error { return nil },
+		guardian.PeekOffsets{Tasks: []guardian.Task{{PID: t.Pid, StartTime: t.Stat.StartTime}}})
+}
+
 // storeQueue puts what a peeker finds into sk-queues.img, for the file with this id.
 func (f *Files) storeQueue(pk *peeker, carrier *Probe, id uint32) {
+	pk.warn = func() error { return f.warnOfPeeks(carrier.Task) }
 	pk.emit = func(m peeked) error {
 		e := &sk_packet.SkPacketEntry{IdFor: proto.Uint32(id), Length: proto.Uint32(uint32(len(m.data)))}
 		if len(m.fds) > 0 {

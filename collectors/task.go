@@ -69,6 +69,7 @@ type Task struct {
 	namespaces taskNamespaces
 	asked      *question[*Task] // running in the task
 	pidfd      int              // opened on first use; 0 is none
+	peeks      bool             // the guardian knows that queues of its sockets are looked into
 }
 
 // Leader is the thread-group leader.

@@ -76,7 +76,7 @@ func newDumper(o *options.Options) (*dumper, error) {
 	d.freezer = newFreezer(time.Duration(o.Timeout) * time.Second)
 	d.env = &collectors.Env{
 		Options: o, DryRun: o.DryRun, Images: d.sink, Obstacles: &collectors.Obstacles{}, IDs: objid.NewAllocator(),
-		Undo: func(name string, back func(context.Context) error) error { return d.pushUndo(name, back) }, VPid: d.vpid,
+		Undo: d.pushUndo, VPid: d.vpid,
 		InTree: func(pid int) bool { return d.freezer.tasks[pid] != nil },
 	}
 	if o.DryRun {

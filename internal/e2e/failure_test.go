@@ -95,7 +95,7 @@ func TestKilledDump(t *testing.T) {
 	for _, w := range []struct {
 		name string
 		args []string
-	}{{"threads", []string{"6"}}, {"memory", nil}, {"ring", []string{"12"}}} {
+	}{{"threads", []string{"6"}}, {"memory", nil}, {"ring", []string{"12"}}, {"unix", nil}} {
 		t.Run(w.name, func(t *testing.T) {
 			target := tools.StartWorkload(t, w.name, w.args...)
 			whole := target.Dump(tools.Criu, t.TempDir(), "--leave-running").Wall

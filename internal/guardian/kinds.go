@@ -33,6 +33,7 @@ var builtin = []Kind{
 	{"write", write},
 	{"signal", sendSignal},
 	{"evict", evict},
+	{"peek-offsets", peekOffsets},
 }
 
 // RemoveFile removes a file. With Ino not zero it is removed only if it is still that file: say so when the file is
