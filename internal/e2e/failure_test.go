@@ -131,7 +131,7 @@ func TestKilledRestore(t *testing.T) {
 	for _, w := range []struct {
 		name string
 		args []string
-	}{{"threads", []string{"6"}}, {"files", nil}, {"ring", []string{"12"}}} {
+	}{{"threads", []string{"6"}}, {"files", nil}, {"ring", []string{"12"}}, {"unix", nil}} {
 		t.Run(w.name, func(t *testing.T) {
 			target, images := tools.StartWorkload(t, w.name, w.args...), t.TempDir()
 			target.Dump(tools.Criu, images)
