@@ -126,9 +126,6 @@ func areaOf(e *vmapb.VmaEntry) *Area {
 		Status: e.GetStatus(), Object: e.GetShmid(), OpenFlags: e.GetFdflags(), Madvise: e.GetMadv()}
 }
 
-// mapDroppable is MAP_DROPPABLE, a type of private mapping (Linux 6.11).
-const mapDroppable = 8
-
 // mapHugeMask are the bits that hold the size of huge pages.
 const mapHugeMask = 0x3f << 26
 
@@ -139,8 +136,8 @@ func checkArea(a *Area) error {
 		return fmt.Errorf("%s with offset %#x is no range of pages", a, a.Offset)
 	case a.Is(vma.StatusVsyscall):
 		return nil
-	case a.Start < lowestAddress || a.End > TaskSize:
-		return fmt.Errorf("%s is outside of %x-%x, where a task can have mappings", a, uint64(lowestAddress), uint64(TaskSize))
+	case a.End > TaskSize:
+		return fmt.Errorf("%s is outside of a task's address space, which ends at %x", a, uint64(TaskSize))
 	case a.Offset+a.Len() < a.Offset:
 		return fmt.Errorf("%s with offset %#x ends past the largest file", a, a.Offset)
 	case a.Is(vma.StatusGuard):
@@ -246,9 +243,6 @@ func (c *Change) unmap(start, end uint64) {
 	}
 	c.Unmap = append(c.Unmap, Range{start, end})
 }
-
-// lowestAddress is where the lowest mapping may be: vm.mmap_min_addr is 0 at least.
-const lowestAddress = 0
 
 // minHole is where holes are looked for: above the usual vm.mmap_min_addr.
 const minHole = 0x10000

@@ -21,7 +21,8 @@ import (
 // Restore makes a tree of tasks again from an image set and lets it run on, or leaves it stopped, as o.Final says. Until
 // the tree is whole every task of it dies with the tool, and a restore that fails leaves nothing behind.
 //
-// With o.Detach or o.ExecCmd it returns when the tree runs; without, it waits until the root has ended. It needs to be allowed to choose pids (root, or CAP_CHECKPOINT_RESTORE) and Linux 5.6.
+// With o.Detach or o.ExecCmd it returns when the tree runs; without, it waits until the root has ended. It needs to be
+// allowed to choose pids (root, or CAP_CHECKPOINT_RESTORE) and Linux 5.6.
 func Restore(ctx context.Context, o *options.Options) error {
 	if err := o.Check(options.Restore); err != nil {
 		return err

@@ -65,8 +65,8 @@ func forgetChildren(b *remote.Builder) {
 	b.Call(unix.SYS_RT_SIGACTION, remote.Imm(int(unix.SIGCHLD)), ignore, remote.Imm(0), remote.Imm(8)).Must().Discard()
 }
 
-// otherThreads restores the state of some phases on all threads of some tasks but the leaders. Those of one task run at the same time,
-// as many as it has room for programs.
+// otherThreads restores the state of some phases on all threads of some tasks but the leaders. Those of one task run at the
+// same time, as many as it has room for programs.
 func (r *restorer) otherThreads(f *family, some []*member, name string, phases ...restorers.Phase) error {
 	return r.tracer.Do(func() error {
 		for _, m := range some {
