@@ -13,7 +13,6 @@ import (
 	pipe_data "github.com/checkpoint-restore/go-criu/v8/crit/images/pipe-data"
 	remap_file_path "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
 	sk_packet "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-packet"
-	"github.com/checkpoint-restore/go-criu/v8/crit/images/tty"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 )
@@ -50,7 +49,7 @@ type Files struct {
 	ghosts  map[inode]uint32 // number of the ghost file
 	dead    map[int]bool     // pids of dead processes whose /proc files are open
 
-	ttys     map[uint32]*tty.TtyInfoEntry // terminals that descriptors are open on
+	ttys     terminals
 	unix     *unixSockets
 	skQueues *image.Output[*sk_packet.SkPacketEntry]
 	self     *Task // the tool, while it holds descriptors in flight; nil before the first
@@ -79,7 +78,7 @@ func NewFiles(env *Env, kinds []Kind) *Files {
 	return &Files{
 		env: env, kinds: kinds, types: map[uint32]fdinfo.FdTypes{}, named: map[inode]uint32{},
 		ghosts: map[inode]uint32{}, dead: map[int]bool{}, pipes: map[uint64]bool{},
-		ttys: map[uint32]*tty.TtyInfoEntry{}, unix: newUnixSockets(), buildIDs: map[fileVersion]buildIDWords{},
+		ttys: newTerminals(), unix: newUnixSockets(), buildIDs: map[fileVersion]buildIDWords{},
 		lockHolders: map[lockHolder]bool{}, sentLocked: map[uint32]*Probe{},
 	}
 }
@@ -207,7 +206,10 @@ func (f *Files) Named(t *Task, link string) (uint32, error) {
 // tasks are collected, before the obstacles are looked at.
 func (f *Files) Finish() error {
 	f.locksInFlight()
-	return f.unix.finish(f)
+	if err := f.unix.finish(f); err != nil {
+		return err
+	}
+	return f.finishTTYs()
 }
 
 // Write writes the images of the table: files.img, remap-fpath.img, filelocks.img, and completes those of contents.

@@ -1,15 +1,9 @@
 package collectors
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"path"
-	"slices"
-	"strconv"
-
-	"cryo/internal/image"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/regfile"
@@ -18,18 +12,28 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// TTY collects terminals whose other end is outside of the tree: the pseudo terminal of a job that was started from a
-// shell (--shell-job), /dev/tty of such a job, and terminals the user declared external. The terminal itself has an entry
-// in tty-info.img.
+// TTY collects terminals: both ends of pseudo terminals, /dev/tty, the console, virtual terminals, serial lines, and those
+// the user declared external. Every open file has a tty_file_entry; the terminal itself, each end of a pair for itself, has
+// an entry in tty-info.img (ttyinfo.go), and what waits in the queues of a pair goes to tty-data.img.
 type TTY struct{}
 
 // Device numbers of terminals (Documentation/admin-guide/devices.txt).
 const (
-	ttyMajor       = 4   // consoles and serial lines
-	ttyAuxMajor    = 5   // minor 0 is /dev/tty
+	bsdMasterMajor = 2
+	bsdSlaveMajor  = 3
+	ttyMajor       = 4 // virtual terminals, from minor 64 on serial lines
+	ttyAuxMajor    = 5 // /dev/tty, /dev/console, /dev/ptmx
+	ptyMasterMajor = 128
 	ptySlaveMajor  = 136 // /dev/pts/N
 	usbSerialMajor = 188
 	serialMajor    = 204
+)
+
+// Minors of ttyAuxMajor.
+const (
+	controllingMinor = 0
+	consoleMinor     = 1
+	ptmxMinor        = 2
 )
 
 // Match takes whatever is a terminal; which of them can be dumped, Collect says.
@@ -38,80 +42,158 @@ func (TTY) Match(p *Probe) bool {
 		return false
 	}
 	switch unix.Major(p.Stat.Rdev) {
-	case ttyMajor, ttyAuxMajor, ptySlaveMajor, serialMajor, usbSerialMajor:
+	case bsdMasterMajor, bsdSlaveMajor, ttyMajor, ttyAuxMajor, ptyMasterMajor, ptySlaveMajor, serialMajor, usbSerialMajor:
 		return true
 	}
 	return false
 }
 
-func (p *Probe) controlling() bool {
-	return unix.Major(p.Stat.Rdev) == ttyAuxMajor && unix.Minor(p.Stat.Rdev) == 0
+// terminalType says of what type the terminal is, and whether this is the master of a pair.
+func (p *Probe) terminalType() (typ tty.TtyType, master bool) {
+	major, minor := unix.Major(p.Stat.Rdev), unix.Minor(p.Stat.Rdev)
+	switch {
+	case major == ttyAuxMajor && minor == controllingMinor:
+		return tty.TtyType_CTTY, false
+	case major == ttyAuxMajor && minor == consoleMinor:
+		return tty.TtyType_CONSOLE, false
+	case major == ttyAuxMajor && minor == ptmxMinor, major == ptyMasterMajor:
+		return tty.TtyType_PTY, true
+	case major == ptySlaveMajor:
+		return tty.TtyType_PTY, false
+	case major == ttyMajor && minor < 64:
+		return tty.TtyType_VT, false
+	case major == bsdMasterMajor, major == bsdSlaveMajor:
+		return tty.TtyType_UNKNOWN, major == bsdMasterMajor
+	}
+	return tty.TtyType_SERIAL, false
 }
-
-// Numbers of terminals in images: twice the index, plus one for a master. Indices beyond those of pseudo terminals stand
-// for other kinds.
-const (
-	maxPTY        = 1000
-	ctlIndex      = 1006
-	externalIndex = 1012
-	maxExternal   = 64
-)
 
 // Collect makes a tty_file_entry, one for the path, and one for the terminal when it is met first.
 func (TTY) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
-	info := &tty.TtyInfoEntry{
-		Type: tty.TtyType_PTY.Enum(), Locked: proto.Bool(false), Exclusive: proto.Bool(false), PacketMode: proto.Bool(false),
-		Sid: proto.Uint32(0), Pgrp: proto.Uint32(0), Rdev: proto.Uint32(uint32(p.Stat.Rdev)), Dev: proto.Uint32(uint32(p.Stat.Dev)),
-		Uid: proto.Uint32(p.Stat.Uid), Gid: proto.Uint32(p.Stat.Gid),
+	fd, err := p.Dup()
+	if err != nil {
+		return nil, err
 	}
-	index := 0
-	switch {
-	case f.env.External(fmt.Sprintf("tty[%x:%x]", p.Stat.Rdev, p.Stat.Dev)):
-		info.Type = tty.TtyType_EXT_TTY.Enum()
-		if index = externalIndex + 1 + len(f.ttys); index > externalIndex+maxExternal {
-			return nil, p.Obstacle("one external terminal too many", "")
-		}
-	case unix.Major(p.Stat.Rdev) != ptySlaveMajor && !p.controlling():
-		return nil, p.Obstacle("a terminal of a kind that cannot be dumped yet", fmt.Sprintf("--external tty[%x:%x], if it is handed in on restore", p.Stat.Rdev, p.Stat.Dev))
-	case !f.env.Options.ShellJob:
-		return nil, p.Obstacle("a terminal, whose other end is outside of the tree", "--shell-job, if the tree was started from a shell and is restored from one")
-	case p.controlling():
-		info.Type, index = tty.TtyType_CTTY.Enum(), ctlIndex
-	default:
-		var err error
-		if index, err = p.ptyIndex(); err != nil {
-			return nil, err
-		}
-		info.Pty = &tty.TtyPtyEntry{Index: proto.Uint32(uint32(index))}
+	defer unix.Close(fd)
+	t, err := f.terminal(p, fd)
+	if err != nil {
+		return nil, err
 	}
-	info.Id = proto.Uint32(uint32(index) << 1)
-	e := &tty.TtyFileEntry{Id: proto.Uint32(id), TtyInfoId: info.Id, Flags: proto.Uint32(p.Flags), Fown: p.Owner}
-	if info.GetType() != tty.TtyType_EXT_TTY {
+	e := &tty.TtyFileEntry{Id: proto.Uint32(id), TtyInfoId: t.info.Id, Flags: proto.Uint32(p.Flags), Fown: p.Owner}
+	if t.info.GetType() != tty.TtyType_EXT_TTY {
 		regID := f.FreshID()
 		f.Add(&fdinfo.FileEntry{Type: fdinfo.FdTypes_REG.Enum(), Id: proto.Uint32(regID), Reg: p.ttyPath(regID)})
 		e.RegfId = proto.Uint32(regID)
 	}
-	if f.ttys[info.GetId()] == nil {
-		if err := p.ttyState(info); err != nil {
-			return nil, err
-		}
-		f.ttys[info.GetId()] = info
-	}
 	return &fdinfo.FileEntry{Tty: e}, nil
 }
 
+// terminal finds the terminal behind a descriptor, and asks it what it is like when it is met first.
+func (f *Files) terminal(p *Probe, fd int) (*terminal, error) {
+	typ, master := p.terminalType()
+	key := ttyKey{typ: typ, rdev: p.Stat.Rdev, dev: p.Stat.Dev}
+	session, group, hung := sessionOf(p, fd, master)
+	pair := 0
+	switch external := fmt.Sprintf("tty[%x:%x]", p.Stat.Rdev, p.Stat.Dev); {
+	case f.env.External(external):
+		key.typ, master = tty.TtyType_EXT_TTY, false
+	case typ == tty.TtyType_UNKNOWN:
+		return nil, p.Obstacle("a BSD pseudo terminal, of which the kernel does not tell the other end", "--external "+external+", if it is handed in on restore")
+	case typ == tty.TtyType_CTTY:
+		key.rdev, key.dev = uint64(session), 0 // it is another one in each session
+	case typ == tty.TtyType_PTY:
+		var err error
+		if pair, err = p.ptyIndex(fd, master); err != nil {
+			return nil, err
+		}
+		key.rdev, key.hung = uint64(pair), hung && !master
+		if key.dev, err = p.devpts(master); err != nil {
+			return nil, err
+		}
+	}
+	id, err := f.ttys.number(key, master)
+	if err != nil {
+		return nil, p.Obstacle(err.Error(), "")
+	}
+	t := f.ttys.byID[id]
+	if t == nil {
+		t = &terminal{key: key, master: master, probe: p, info: p.ttyInfo(f.env, key.typ, id)}
+		if key.typ == tty.TtyType_PTY {
+			t.info.Pty = &tty.TtyPtyEntry{Index: proto.Uint32(uint32(pair))}
+		}
+		if !hung {
+			if err := t.ask(fd); err != nil {
+				return nil, err
+			}
+		}
+		f.ttys.byID[id] = t
+	}
+	if t.session == 0 && session != 0 {
+		t.session = session
+		*t.info.Sid, *t.info.Pgrp = uint32(f.env.VPid(session)), uint32(f.env.VPid(group))
+	}
+	return t, nil
+}
+
+// sessionOf says whose controlling terminal it is and which group is in the foreground there, by their pids in the tool's
+// namespace. A master tells; of others only the task that has the descriptor knows, if it is its own. One that hung up is
+// nobody's.
+func sessionOf(p *Probe, fd int, master bool) (session, group int, hung bool) {
+	if _, err := unix.IoctlGetTermios(fd, unix.TCGETS); errors.Is(err, unix.EIO) {
+		return 0, 0, true
+	}
+	if master {
+		session, err := unix.IoctlGetInt(fd, unix.TIOCGSID)
+		if err != nil || session <= 0 {
+			return 0, 0, false
+		}
+		if group, err = unix.IoctlGetInt(fd, unix.TIOCGPGRP); err != nil {
+			group = 0
+		}
+		return session, max(group, 0), false
+	}
+	st := p.Task.Stat
+	controlling := unix.Major(p.Stat.Rdev) == ttyAuxMajor
+	if p.Carrier != nil || st == nil || st.TTY == 0 || !controlling && uint32(st.TTY) != uint32(p.Stat.Rdev) {
+		return 0, 0, false
+	}
+	return st.Session, max(st.TTYGroup, 0), false
+}
+
+// maxPTY is the highest number of a pair that images have room for.
+const maxPTY = 1000
+
 // ptyIndex is the N of /dev/pts/N.
-func (p *Probe) ptyIndex() (int, error) {
+func (p *Probe) ptyIndex(fd int, master bool) (n int, err error) {
+	if master {
+		if n, err = unix.IoctlGetInt(fd, unix.TIOCGPTN); err != nil {
+			return 0, fmt.Errorf("number of a pseudo terminal: %w", err)
+		}
+	} else {
+		n = int(unix.Minor(p.Stat.Rdev))
+	}
+	if n > maxPTY {
+		return 0, p.Obstacle(fmt.Sprintf("pseudo terminal %d, whose number is above %d", n, maxPTY), "")
+	}
+	return n, nil
+}
+
+// devpts says by its device in which instance of devpts the pair is. That of a master that was opened in another file
+// system is where the kernel looked for it: in the directory pts beside the device.
+func (p *Probe) devpts(master bool) (uint64, error) {
+	if !master || p.FSType == unix.DEVPTS_SUPER_MAGIC {
+		return p.Stat.Dev, nil
+	}
 	link, err := p.Link()
 	if err != nil {
 		return 0, err
 	}
 	name, _ := deleted(link)
-	n, err := strconv.Atoi(path.Base(name))
-	if err != nil || n < 0 || n > maxPTY {
-		return 0, p.Obstacle(fmt.Sprintf("a terminal whose path (%s) does not tell its number", link), "")
+	var st unix.Stat_t
+	if err := unix.Fstatat(p.Task.Proc.Fd(), path.Join("root", path.Dir(name), "pts"), &st, 0); err != nil {
+		return 0, p.Obstacle(fmt.Sprintf("a pseudo terminal opened at %s, and no instance of devpts is beside that: %v", link, err), "")
 	}
-	return n, nil
+	return st.Dev, nil
 }
 
 // ttyPath names the file. It is not remapped: the kernel makes these names.
@@ -124,64 +206,5 @@ func (p *Probe) ttyPath(id uint32) *regfile.RegFileEntry {
 	}
 }
 
-// ttyState reads the settings of a terminal, and whose controlling terminal it is. One that hung up has none.
-func (p *Probe) ttyState(info *tty.TtyInfoEntry) error {
-	if st := p.Task.Stat; st.TTY != 0 && (p.controlling() || uint32(st.TTY) == uint32(p.Stat.Rdev)) {
-		*info.Sid = uint32(p.Task.Sid)
-		if st.TTYGroup > 0 {
-			*info.Pgrp = uint32(st.TTYGroup)
-		}
-	}
-	fd, err := p.Dup()
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	set, err := unix.IoctlGetTermios(fd, unix.TCGETS)
-	if errors.Is(err, unix.EIO) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("settings of a terminal: %w", err)
-	}
-	locked, err := unix.IoctlGetTermios(fd, unix.TIOCGLCKTRMIOS)
-	if err != nil {
-		return fmt.Errorf("locks of a terminal: %w", err)
-	}
-	size, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
-	if err != nil {
-		return fmt.Errorf("size of a terminal: %w", err)
-	}
-	info.Termios, info.TermiosLocked = termiosEntry(set), termiosEntry(locked)
-	info.Winsize = &tty.WinsizeEntry{
-		WsRow: proto.Uint32(uint32(size.Row)), WsCol: proto.Uint32(uint32(size.Col)),
-		WsXpixel: proto.Uint32(uint32(size.Xpixel)), WsYpixel: proto.Uint32(uint32(size.Ypixel)),
-	}
-	return nil
-}
-
-func termiosEntry(t *unix.Termios) *tty.TermiosEntry {
-	e := &tty.TermiosEntry{
-		CIflag: &t.Iflag, COflag: &t.Oflag, CCflag: &t.Cflag, CLflag: &t.Lflag, CLine: proto.Uint32(uint32(t.Line)),
-		CIspeed: &t.Ispeed, COspeed: &t.Ospeed,
-	}
-	// As many words as there are control characters, but four characters in each: so criu writes and reads it.
-	raw := make([]byte, 4*len(t.Cc))
-	copy(raw, t.Cc[:])
-	for ; len(raw) > 0; raw = raw[4:] {
-		e.CCc = append(e.CCc, binary.NativeEndian.Uint32(raw))
-	}
-	return e
-}
-
-// writeTTYs writes tty-info.img, if there is a terminal.
-func (f *Files) writeTTYs() error {
-	if len(f.ttys) == 0 {
-		return nil
-	}
-	var list []*tty.TtyInfoEntry
-	for _, id := range slices.Sorted(maps.Keys(f.ttys)) {
-		list = append(list, f.ttys[id])
-	}
-	return image.Write(f.env.Images, image.TTYInfo, 0, list...)
-}
+// slaveFlags open the slave of a pair beside those who have it.
+const slaveFlags = unix.O_RDWR | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC

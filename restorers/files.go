@@ -18,14 +18,17 @@ type Level int
 
 // The levels.
 const (
-	Open   Level = iota // what depends on nothing comes to be, each object in the task that owns it
+	Ready  Level = iota // the tool makes what tasks fetch from it; they do nothing yet
+	Open                // what depends on nothing comes to be, each object in the task that owns it
 	Pair                // what is made out of another object: a pipe opened once more, the other end of a connection
 	Fill                // tasks fetch what others made for them; the tool puts contents in (FilePlan.Fill)
 	Attach              // what goes by final numbers: epoll sets, owners of signals; leftovers are closed
 	Own                 // owners that are threads: they have to be there
 )
 
-func (l Level) String() string { return [...]string{"open", "pair", "fill", "attach", "own"}[l] }
+func (l Level) String() string {
+	return [...]string{"ready", "open", "pair", "fill", "attach", "own"}[l]
+}
 
 // Restorer is the restore half of one kind of descriptor.
 type Restorer interface {
@@ -71,6 +74,7 @@ type FilePlan struct {
 	Files       map[uint32]*File
 	limits      Limits
 	fillers     map[Level][]filler
+	ttys        *ttySet       // nil: there are none
 	connections []*inetSocket // of TCP, in repair mode until the tree is let go
 	Track       Track         // notes the names of sockets, which are there to stay if the restore succeeds; nil: nobody cares
 	tool        int           // pid of the tool as the tasks see it

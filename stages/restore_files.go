@@ -80,15 +80,31 @@ func (r *restorer) trackName(s *pipeline.Stage) restorers.Track {
 func (r *restorer) restoreFiles(s *pipeline.Stage, f *family) (*family, error) {
 	pid := func(t *restorers.Table) int { return f.byNode[t.Node].PID() }
 	f.files.Track = r.trackName(s)
+	if err := f.files.After(s.Context(), restorers.Ready, pid); err != nil {
+		return nil, err
+	}
 	for _, lv := range []restorers.Level{restorers.Open, restorers.Pair, restorers.Fill, restorers.Attach} {
 		if err := r.fileLevel(f, lv); err != nil {
 			return nil, err
+		}
+		if lv == restorers.Open {
+			if err := r.claimTerminals(f); err != nil {
+				return nil, err
+			}
 		}
 		if err := f.files.After(s.Context(), lv, pid); err != nil {
 			return nil, err
 		}
 	}
 	return f, nil
+}
+
+// claimTerminals gives sessions their controlling terminals.
+func (r *restorer) claimTerminals(f *family) error {
+	return r.runAll(f.alive(), "controlling terminal", func(m *member, b *remote.Builder) error {
+		f.files.EmitClaim(m.Node, b)
+		return nil
+	})
 }
 
 // fileLevel runs one level in all tasks that have something to do there.
