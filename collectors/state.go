@@ -1,8 +1,6 @@
 package collectors
 
 import (
-	"os"
-
 	"cryo/internal/remote"
 )
 
@@ -96,5 +94,3 @@ func newTaskQuestion(t *Task) (*question[*Task], error) {
 	q.prog = b.Program()
 	return q, nil
 }
-
-func selfPid() int { return os.Getpid() }

@@ -111,8 +111,13 @@ func (h *Hierarchies) readMounts() error {
 		return fmt.Errorf("mounts: %w", err)
 	}
 	h.add(own, "/")
-	if init, err := mountinfo.PidMountInfo(1); err == nil { // init may be out of reach
-		h.add(slices.DeleteFunc(init, func(m *mountinfo.Info) bool { skip, _ := whole(m); return skip }), "/proc/1/root")
+	f, err := os.Open("/proc/1/mountinfo")
+	if err != nil {
+		return nil // init is out of reach
+	}
+	defer f.Close()
+	if init, err := mountinfo.GetMountsFromReader(f, whole); err == nil {
+		h.add(init, "/proc/1/root")
 	}
 	return nil
 }
