@@ -216,7 +216,8 @@ func (w *binder) close() {
 	}
 }
 
-// visible binds where the file is to be found. The file of the socket that was dumped may still be there.
+// visible binds where the file is to be found. The file of the socket that was dumped may still be there; then the new one
+// takes its place, and stays there, a dead socket as the old one, if the restore fails.
 func (w *binder) visible(fd int, u *unixFile, track Track) error {
 	name := unixPath(u.UnixSkEntry)
 	if !path.IsAbs(name) {
@@ -232,7 +233,7 @@ func (w *binder) visible(fd int, u *unixFile, track Track) error {
 				return fmt.Errorf("remove what is left of the old one: %w", err)
 			}
 		}
-		err = bindRaw(fd, sockaddrUn([]byte(name)))
+		return bindRaw(fd, sockaddrUn([]byte(name)))
 	}
 	if err != nil {
 		return err

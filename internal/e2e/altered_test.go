@@ -40,7 +40,7 @@ func TestAlteredSets(t *testing.T) {
 	for _, w := range []struct {
 		name string
 		args []string
-	}{{"files", nil}, {"ring", []string{"5"}}, {"threads", []string{"4"}}, {"memory", nil}} {
+	}{{"files", nil}, {"ring", []string{"5"}}, {"threads", []string{"4"}}, {"memory", nil}, {"unix", nil}} {
 		t.Run(w.name, func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 1))
 			target, images := tools.StartWorkload(t, w.name, w.args...), t.TempDir()
