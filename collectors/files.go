@@ -13,6 +13,7 @@ import (
 	pipe_data "github.com/checkpoint-restore/go-criu/v8/crit/images/pipe-data"
 	remap_file_path "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
 	sk_packet "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-packet"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 )
@@ -61,6 +62,11 @@ type Files struct {
 	lockHolders map[lockHolder]bool // whose locks are noted
 	sentLocked  map[uint32]*Probe   // files in flight that have locks
 
+	mounts        map[int][]*mountinfo.Info // by pid
+	watchedGhosts []watchedGhost
+	irmapped      map[inode]string // files met on the search for watched ones; dev as the kernel numbers it
+	irmapNext     []string         // where to search on
+
 	pipes     map[uint64]bool // pipes whose contents are stored
 	pipeBuf   []byte          // contents of the pipe being stored
 	pipesData *image.Output[*pipe_data.PipeDataEntry]
@@ -79,7 +85,7 @@ func NewFiles(env *Env, kinds []Kind) *Files {
 		env: env, kinds: kinds, types: map[uint32]fdinfo.FdTypes{}, named: map[inode]uint32{},
 		ghosts: map[inode]uint32{}, dead: map[int]bool{}, pipes: map[uint64]bool{},
 		ttys: newTerminals(), unix: newUnixSockets(), buildIDs: map[fileVersion]buildIDWords{},
-		lockHolders: map[lockHolder]bool{}, sentLocked: map[uint32]*Probe{},
+		lockHolders: map[lockHolder]bool{}, sentLocked: map[uint32]*Probe{}, mounts: map[int][]*mountinfo.Info{},
 	}
 }
 
@@ -206,6 +212,7 @@ func (f *Files) Named(t *Task, link string) (uint32, error) {
 // tasks are collected, before the obstacles are looked at.
 func (f *Files) Finish() error {
 	f.locksInFlight()
+	f.checkWatchedGhosts()
 	if err := f.unix.finish(f); err != nil {
 		return err
 	}

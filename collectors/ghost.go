@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"cryo/internal/extents"
+	"cryo/internal/fhandle"
 	"cryo/internal/image"
 
 	ghost_file "github.com/checkpoint-restore/go-criu/v8/crit/images/ghost-file"
@@ -42,7 +43,7 @@ func (f *Files) writeGhost(p *Probe, num uint32) (err error) {
 	st := &p.Stat
 	e := &ghost_file.GhostFileEntry{
 		Uid: proto.Uint32(st.Uid), Gid: proto.Uint32(st.Gid), Mode: proto.Uint32(st.Mode),
-		Dev: proto.Uint32(uint32(st.Dev)), Ino: proto.Uint64(st.Ino),
+		Dev: proto.Uint32(fhandle.StatDev(st.Dev)), Ino: proto.Uint64(st.Ino),
 		Atim: timeval(st.Atim), Mtim: timeval(st.Mtim),
 	}
 	switch p.mode() {

@@ -23,11 +23,12 @@ const (
 	Pair                // what is made out of another object: a pipe opened once more, the other end of a connection
 	Fill                // tasks fetch what others made for them; the tool puts contents in (FilePlan.Fill)
 	Attach              // what goes by final numbers: epoll sets, owners of signals; leftovers are closed
+	Watch               // watches, which nothing of the restore is to trigger: no descriptor is closed any more
 	Own                 // owners that are threads: they have to be there
 )
 
 func (l Level) String() string {
-	return [...]string{"ready", "open", "pair", "fill", "attach", "own"}[l]
+	return [...]string{"ready", "open", "pair", "fill", "attach", "watch", "own"}[l]
 }
 
 // Restorer is the restore half of one kind of descriptor.

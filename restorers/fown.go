@@ -28,7 +28,7 @@ func fownOf(e *fdinfo.FileEntry) *fown.FownEntry {
 func flagsOf(e *fdinfo.FileEntry) uint32 {
 	for _, m := range []interface{ GetFlags() uint32 }{
 		e.GetReg(), e.GetPipe(), e.GetIsk(), e.GetNlsk(), e.GetPsk(), e.GetEfd(), e.GetEpfd(), e.GetSgfd(), e.GetTfd(),
-		e.GetIfy(), e.GetUsk(), e.GetTty(), e.GetMemfd(), e.GetBpf(), e.GetPidfd(),
+		e.GetIfy(), e.GetFfy(), e.GetUsk(), e.GetTty(), e.GetMemfd(), e.GetBpf(), e.GetPidfd(),
 	} {
 		if f := m.GetFlags(); f != 0 {
 			return f

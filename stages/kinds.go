@@ -23,6 +23,8 @@ var kinds = []Kind{
 	{fdinfo.FdTypes_EVENTPOLL, collectors.Eventpoll{}, restorers.EventPoll{}},
 	{fdinfo.FdTypes_SIGNALFD, collectors.Signalfd{}, restorers.Signalfd{}},
 	{fdinfo.FdTypes_TIMERFD, collectors.Timerfd{}, restorers.Timerfd{}},
+	{fdinfo.FdTypes_INOTIFY, collectors.Inotify{}, restorers.Inotify{}},
+	{fdinfo.FdTypes_FANOTIFY, collectors.Fanotify{}, restorers.Fanotify{}},
 	{fdinfo.FdTypes_PIDFD, collectors.Pidfd{}, restorers.Pidfd{}},
 	{fdinfo.FdTypes_NS, collectors.NsFile{}, restorers.NsFile{}},
 	{fdinfo.FdTypes_MEMFD, collectors.Memfd{}, restorers.Memfd{}},

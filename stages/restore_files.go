@@ -83,7 +83,7 @@ func (r *restorer) restoreFiles(s *pipeline.Stage, f *family) (*family, error) {
 	if err := f.files.After(s.Context(), restorers.Ready, pid); err != nil {
 		return nil, err
 	}
-	for _, lv := range []restorers.Level{restorers.Open, restorers.Pair, restorers.Fill, restorers.Attach} {
+	for _, lv := range []restorers.Level{restorers.Open, restorers.Pair, restorers.Fill, restorers.Attach, restorers.Watch} {
 		if err := r.fileLevel(f, lv); err != nil {
 			return nil, err
 		}

@@ -69,6 +69,7 @@ var built = map[Capability]bool{
 	TCP:         true,
 	Cgroups:     true,
 	Locks:       true,
+	Notify:      true,
 }
 
 // Built reports whether the tool has a capability.
