@@ -6,6 +6,7 @@ import (
 	"cryo/arch"
 	"cryo/collectors"
 	"cryo/internal/image"
+	"cryo/internal/spread"
 	"cryo/pipeline"
 
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
@@ -52,13 +53,14 @@ func (d *dumper) writeCores(_ *pipeline.Stage, t *collectors.Task) (*collectors.
 	if d.env.Obstacles.Err() != nil {
 		return t, nil
 	}
-	for _, th := range t.Threads {
-		if err := image.Write(d.env.Images, image.Core, uint64(th.VTid), th.Core); err != nil {
-			return nil, err
-		}
-	}
-	return t, nil
+	return t, spread.Range(len(t.Threads), coreChunk, func(i int) error {
+		th := t.Threads[i]
+		return image.Write(d.env.Images, image.Core, uint64(th.VTid), th.Core)
+	})
 }
+
+// coreChunk is how many cores of one task are written at a time.
+const coreChunk = 32
 
 // zombieCore is the core of a task that has only an exit status left.
 func zombieCore(t *collectors.Task) *criu_core.CoreEntry {
