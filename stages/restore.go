@@ -32,6 +32,8 @@ func Restore(ctx context.Context, o *options.Options) error {
 		return err
 	}
 	defer r.close()
+	// Whatever a task is doing, it ends when the restore is cancelled, and so does who waits for it.
+	defer context.AfterFunc(ctx, r.made.kill)()
 	if err := r.scripts.Run(ctx, actions.PreRestore); err != nil {
 		return err
 	}
@@ -56,8 +58,8 @@ type restorer struct {
 	cgroups *restorers.Cgroups // closed at the end
 	guard   *guardian.Guardian // nil: none is needed, or there is none
 	stats   stats.Restore
-	root    int   // pid of the restored root as the tool sees it
-	made    []int // pids of all processes that exist; touched on the tracer's thread only
+	root    int // pid of the restored root as the tool sees it
+	made    made
 }
 
 func newRestorer(o *options.Options) (*restorer, error) {
@@ -132,18 +134,32 @@ func (r *restorer) afterwards(ctx context.Context) error {
 	if r.o.Detach || r.o.Sibling || len(r.o.ExecCmd) > 0 {
 		return nil
 	}
-	return r.wait()
+	return r.wait(ctx)
 }
 
-// wait waits for the end of the root task. How it ended is no matter, as for criu.
-func (r *restorer) wait() error {
-	for {
-		_, err := unix.Wait4(r.root, nil, 0, nil)
-		if err == nil || err == unix.ECHILD {
-			return nil
+// wait waits for the end of the root task, however it ends, as criu does. If ctx is cancelled the task goes on.
+func (r *restorer) wait(ctx context.Context) error {
+	ended := make(chan error, 1)
+	go func() {
+		for {
+			_, err := unix.Wait4(r.root, nil, 0, nil)
+			if err == unix.EINTR {
+				continue
+			}
+			if err == unix.ECHILD {
+				err = nil
+			}
+			ended <- err
+			return
 		}
-		if err != unix.EINTR {
+	}()
+	select {
+	case err := <-ended:
+		if err != nil {
 			return fmt.Errorf("wait for the restored task %d: %w", r.root, err)
 		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("the restored task %d goes on, but is waited for no more: %w", r.root, context.Cause(ctx))
 	}
 }

@@ -93,7 +93,7 @@ func (r *restorer) die(m *member, ws unix.WaitStatus) error {
 			return err
 		}
 		if st.Gone() {
-			r.made = slices.DeleteFunc(r.made, func(pid int) bool { return pid == m.PID() })
+			r.made.remove(m.PID())
 			if st.WaitStatus&^coreFlag != ws&^coreFlag {
 				return fmt.Errorf("ended with status %#x in place of %#x", int(st.WaitStatus), int(ws))
 			}

@@ -34,6 +34,9 @@ func (r *restorer) resume(s *pipeline.Stage, f *family) error {
 		return err
 	}
 	// From here on the tree lives by itself.
+	if err := r.made.letGo(s.Context()); err != nil {
+		return err
+	}
 	if err := s.Undo().Commit(); err != nil {
 		return err
 	}

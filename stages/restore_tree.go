@@ -45,6 +45,7 @@ func (f *family) alive() []*member {
 
 // forkTree makes all processes, level by level: those of one level map and fill what they have and then fork the next.
 func (r *restorer) forkTree(s *pipeline.Stage, p *restorePlan) (*family, error) {
+	defer r.stats.Forking.Start()()
 	f := &family{restorePlan: p, byNode: map[*restorers.Node]*member{}}
 	if err := r.hiddenFiles(s, p); err != nil {
 		return nil, err
@@ -130,7 +131,7 @@ func (r *restorer) spawn(s *pipeline.Stage, p *restorePlan) (*member, error) {
 		p.cgroups.Born()
 	}
 	r.root = m.PID()
-	r.made = append(r.made, r.root)
+	r.made.add(r.root)
 	r.scripts.SetInit(r.root)
 	return m, nil
 }
@@ -138,9 +139,7 @@ func (r *restorer) spawn(s *pipeline.Stage, p *restorePlan) (*member, error) {
 // kill ends all tasks made so far and waits until they are gone, so that their pids are free again.
 func (r *restorer) kill() error {
 	return r.tracer.Do(func() error {
-		for _, pid := range r.made {
-			unix.Kill(pid, unix.SIGKILL)
-		}
+		r.made.kill()
 		// The tracer has no other children. A leader is not gone before its threads have been waited for.
 		for {
 			if _, err := ptrace.WaitAny(); err != nil {
@@ -165,7 +164,7 @@ func (r *restorer) fork(f *family, m *member) ([]*member, error) {
 		for i, s := range sessions {
 			c := &member{Node: nodes[i], session: s}
 			children = append(children, c)
-			r.made = append(r.made, c.PID())
+			r.made.add(c.PID())
 		}
 		return err
 	}
