@@ -73,7 +73,7 @@ func TestUnixRefusals(t *testing.T) {
 		{"long name", change(withName(strings.Repeat("x", 200))), "200 bytes"},
 		{"deleted without a path", change(func(e *sk_unix.UnixSkEntry) { e.Deleted = proto.Bool(true) }), "no path"},
 		{"relative directory", change(func(e *sk_unix.UnixSkEntry) { e.NameDir = proto.String("x") }), "name_dir"},
-		{"backlog", change(func(e *sk_unix.UnixSkEntry) { *e.State, e.Backlog = unixListen, proto.Uint32(1 << 31) }), "backlog"},
+		{"backlog", change(func(e *sk_unix.UnixSkEntry) { *e.State, e.Backlog = unixListen, proto.Uint32(1<<31) }), "backlog"},
 		{"another id", change(func(e *sk_unix.UnixSkEntry) { e.Id = proto.Uint32(5) }), "usk has id 5"},
 		{"of a plugin", change(func(e *sk_unix.UnixSkEntry) { e.Uflags = proto.Uint32(unixCallback) }), "--inherit-fd fd[N]:socket:[101]"},
 		{"no options", change(func(e *sk_unix.UnixSkEntry) { e.Opts = nil }), "no socket options"},
