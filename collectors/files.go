@@ -8,6 +8,7 @@ import (
 	"cryo/internal/image"
 	"cryo/internal/objid"
 
+	bpfmap_data "github.com/checkpoint-restore/go-criu/v8/crit/images/bpfmap-data"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	file_lock "github.com/checkpoint-restore/go-criu/v8/crit/images/file-lock"
 	pipe_data "github.com/checkpoint-restore/go-criu/v8/crit/images/pipe-data"
@@ -67,6 +68,9 @@ type Files struct {
 	irmapped      map[inode]string // files met on the search for watched ones; dev as the kernel numbers it
 	irmapNext     []string         // where to search on
 
+	bpfStored map[uint32]bool // BPF maps whose contents are stored
+	bpfData   *image.Output[*bpfmap_data.BpfmapDataEntry]
+
 	pipes     map[uint64]bool // pipes whose contents are stored
 	pipeBuf   []byte          // contents of the pipe being stored
 	pipesData *image.Output[*pipe_data.PipeDataEntry]
@@ -85,7 +89,7 @@ func NewFiles(env *Env, kinds []Kind) *Files {
 		env: env, kinds: kinds, types: map[uint32]fdinfo.FdTypes{}, named: map[inode]uint32{},
 		ghosts: map[inode]uint32{}, dead: map[int]bool{}, pipes: map[uint64]bool{},
 		ttys: newTerminals(), unix: newUnixSockets(), buildIDs: map[fileVersion]buildIDWords{},
-		lockHolders: map[lockHolder]bool{}, sentLocked: map[uint32]*Probe{}, mounts: map[int][]*mountinfo.Info{},
+		lockHolders: map[lockHolder]bool{}, sentLocked: map[uint32]*Probe{}, mounts: map[int][]*mountinfo.Info{}, bpfStored: map[uint32]bool{},
 	}
 }
 
@@ -240,6 +244,10 @@ func (f *Files) Close() error {
 			errs = append(errs, (*out).Close())
 			*out = nil
 		}
+	}
+	if f.bpfData != nil {
+		errs = append(errs, f.bpfData.Close())
+		f.bpfData = nil
 	}
 	if f.skQueues != nil {
 		errs = append(errs, f.skQueues.Close())

@@ -25,6 +25,7 @@ var kinds = []Kind{
 	{fdinfo.FdTypes_TIMERFD, collectors.Timerfd{}, restorers.Timerfd{}},
 	{fdinfo.FdTypes_INOTIFY, collectors.Inotify{}, restorers.Inotify{}},
 	{fdinfo.FdTypes_FANOTIFY, collectors.Fanotify{}, restorers.Fanotify{}},
+	{fdinfo.FdTypes_BPFMAP, collectors.BPFMap{}, restorers.BPFMap{}},
 	{fdinfo.FdTypes_PIDFD, collectors.Pidfd{}, restorers.Pidfd{}},
 	{fdinfo.FdTypes_NS, collectors.NsFile{}, restorers.NsFile{}},
 	{fdinfo.FdTypes_MEMFD, collectors.Memfd{}, restorers.Memfd{}},

@@ -50,6 +50,7 @@ var workloads = []workload{
 	{name: "memory"},
 	{name: "mapkinds"},
 	{name: "pidfds"},
+	{name: "bpfmaps", peerFails: "criu makes two maps of one that is open twice"},
 	{name: "watches", peerFails: "criu's restore leaves events of its own and makes IN_ONESHOT watches lasting ones"},
 	{name: "locks", options: []string{"--file-locks"}, peerFails: "criu signals once more that a lease is breaking"},
 	{name: "sysv", peerFails: "criu keeps SysV memory only of an IPC namespace it dumps whole"},
