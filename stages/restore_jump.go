@@ -107,5 +107,7 @@ func setRegisters(th *remote.Thread, want *restorers.Thread) error {
 		return err
 	}
 	th.State, th.SigMask = *state, restorers.MaskOf(want.Core)
-	return th.Restore()
+	err = th.Restore()
+	th.State = arch.State{} // it is large, and there may be thousands of threads
+	return err
 }

@@ -70,45 +70,56 @@ func forgetChildren(b *remote.Builder) {
 func (r *restorer) otherThreads(f *family, some []*member, name string, phases ...restorers.Phase) error {
 	return r.tracer.Do(func() error {
 		for _, m := range some {
-			for at := 0; at < len(m.threads); at += restoreSlots - 1 {
-				batch := m.threads[at:min(at+restoreSlots-1, len(m.threads))]
-				err := runThreads(m.session, batch, func(i int) *remote.Program {
-					b := remote.NewBuilder(name)
-					e := f.stateOf(m.Task, m.Threads[1+at+i], b)
-					for _, p := range phases {
-						restorers.EmitState(p, e)
-					}
-					return b.Program()
-				})
-				if err != nil {
-					return fmt.Errorf("%s: %w", m.Node, err)
+			err := runThreads(m.session, m.threads, func(i int) *remote.Program {
+				b := remote.NewBuilder(name)
+				e := f.stateOf(m.Task, m.Threads[1+i], b)
+				for _, p := range phases {
+					restorers.EmitState(p, e)
 				}
+				return b.Program()
+			})
+			if err != nil {
+				return fmt.Errorf("%s: %w", m.Node, err)
 			}
 		}
 		return nil
 	})
 }
 
-// runThreads runs a program on each of some threads of one task, all at the same time.
+// runThreads runs a program on each of some threads of one task: those of the first run while those of the last are being
+// written.
 func runThreads(s *remote.Session, threads []*remote.Thread, program func(int) *remote.Program) error {
-	var started []*remote.Slot
+	const room = restoreSlots - 1 // the leader has one
+	var running []*remote.Slot
 	var errs []error
+	finish := func(n int) {
+		for _, slot := range running[:n] {
+			if _, err := slot.Finish(); err != nil {
+				errs = append(errs, fmt.Errorf("thread %d: %w", slot.Thread().TID, err))
+			}
+			if err := slot.Leave(); err != nil {
+				errs = append(errs, err)
+			}
+		}
+		running = running[n:]
+	}
 	for i, th := range threads {
 		slot, err := s.Enter(th)
 		if err == nil {
-			err = slot.Start(program(i))
+			if err = slot.Start(program(i)); err == nil {
+				running = append(running, slot)
+			}
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("thread %d: %w", th.TID, err))
+		}
+		if len(running) == room {
+			finish(room / 2)
+		}
+		if len(errs) > 0 {
 			break
 		}
-		started = append(started, slot)
 	}
-	for _, slot := range started {
-		if _, err := slot.Finish(); err != nil {
-			errs = append(errs, fmt.Errorf("thread %d: %w", slot.Thread().TID, err))
-		}
-		errs = append(errs, slot.Leave())
-	}
+	finish(len(running))
 	return errors.Join(errs...)
 }
