@@ -172,7 +172,7 @@ func (f *Files) insideTTY(t *terminal) error {
 
 // queuesOf stores what waits at both ends of a pair. Of a slave that nobody has open any more an entry without settings
 // tells: then the program at the master is yet to learn of the end, as soon as it has read what is left.
-func (f *Files) queuesOf(master, slave *terminal) error {
+func (f *Files) queuesOf(master, slave *terminal) (err error) {
 	fd, err := master.probe.Dup()
 	if err != nil {
 		return err
@@ -183,8 +183,14 @@ func (f *Files) queuesOf(master, slave *terminal) error {
 		return fmt.Errorf("poll of a terminal: %w", err)
 	}
 	abandoned := ready[0].Revents&unix.POLLHUP != 0
-	if slave == nil && !abandoned || master.info.GetLocked() {
+	if slave == nil && !abandoned {
 		return nil // whoever is there to write outside, or nobody yet
+	}
+	if master.info.GetLocked() { // it keeps us out as well
+		if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
+			return fmt.Errorf("lock of a terminal: %w", err)
+		}
+		defer func() { err = errors.Join(err, unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 1)) }()
 	}
 	other := -1
 	if slave != nil {

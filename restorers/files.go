@@ -18,7 +18,7 @@ type Level int
 
 // The levels.
 const (
-	Ready  Level = iota // the tool makes what tasks fetch from it; they do nothing yet
+	Ready  Level = iota // the tool makes what tasks fetch from it, before there are any
 	Open                // what depends on nothing comes to be, each object in the task that owns it
 	Pair                // what is made out of another object: a pipe opened once more, the other end of a connection
 	Fill                // tasks fetch what others made for them; the tool puts contents in (FilePlan.Fill)

@@ -26,10 +26,26 @@ func (s *ttySet) claim(e *tty.TtyInfoEntry, fd int) {
 	}
 }
 
-// EmitClaim makes the leader of a session take its controlling terminal and put a group in the foreground. It comes after
-// [Open], when the tool still has the terminals; sessions and groups are there by then. Nothing is added for who leads
-// none.
+// EmitClaim makes the leader of a session take its controlling terminal. It comes after [Ready], as soon as the leader
+// has the session and before it forks, for others only inherit the terminal. Nothing is added for who leads none.
 func (p *FilePlan) EmitClaim(n *Node, b *remote.Builder) {
+	p.onTerminal(n, b, func(fd remote.Op, _ claim) {
+		b.Call(unix.SYS_IOCTL, fd, remote.Imm(unix.TIOCSCTTY), remote.Imm(0)).Must().Discard()
+	})
+}
+
+// EmitForeground makes the leader put a group in the foreground of its terminal. It comes after [Open], when the tool
+// still has the terminals, and all groups are there.
+func (p *FilePlan) EmitForeground(n *Node, b *remote.Builder) {
+	p.onTerminal(n, b, func(fd remote.Op, c claim) {
+		if c.group != 0 { // one that has no more members cannot be in the foreground again
+			b.Call(unix.SYS_IOCTL, fd, remote.Imm(unix.TIOCSPGRP), b.Bytes(words32([]uint32{c.group}))).Allow(unix.ESRCH).Discard()
+		}
+	})
+}
+
+// onTerminal adds what a leader does with its terminal, for which it borrows a descriptor of the tool.
+func (p *FilePlan) onTerminal(n *Node, b *remote.Builder, do func(fd remote.Op, c claim)) {
 	if p.ttys == nil {
 		return
 	}
@@ -39,10 +55,7 @@ func (p *FilePlan) EmitClaim(n *Node, b *remote.Builder) {
 	}
 	tool := b.Call(unix.SYS_PIDFD_OPEN, remote.Imm(p.tool), remote.Imm(0)).Must()
 	fd := b.Call(unix.SYS_PIDFD_GETFD, tool, remote.Imm(c.fd), remote.Imm(0)).Must()
-	b.Call(unix.SYS_IOCTL, fd, remote.Imm(unix.TIOCSCTTY), remote.Imm(0)).Must().Discard()
-	if c.group != 0 { // one that has no more members cannot be in the foreground again
-		b.Call(unix.SYS_IOCTL, fd, remote.Imm(unix.TIOCSPGRP), b.Bytes(words32([]uint32{c.group}))).Allow(unix.ESRCH).Discard()
-	}
+	do(fd, c)
 	b.Call(unix.SYS_CLOSE, fd).Must().Discard()
 	b.Call(unix.SYS_CLOSE, tool).Must().Discard()
 }

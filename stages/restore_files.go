@@ -80,15 +80,12 @@ func (r *restorer) trackName(s *pipeline.Stage) restorers.Track {
 func (r *restorer) restoreFiles(s *pipeline.Stage, f *family) (*family, error) {
 	pid := func(t *restorers.Table) int { return f.byNode[t.Node].PID() }
 	f.files.Track = r.trackName(s)
-	if err := f.files.After(s.Context(), restorers.Ready, pid); err != nil {
-		return nil, err
-	}
 	for _, lv := range []restorers.Level{restorers.Open, restorers.Pair, restorers.Fill, restorers.Attach, restorers.Watch} {
 		if err := r.fileLevel(f, lv); err != nil {
 			return nil, err
 		}
 		if lv == restorers.Open {
-			if err := r.claimTerminals(f); err != nil {
+			if err := r.foregroundGroups(f); err != nil {
 				return nil, err
 			}
 		}
@@ -99,10 +96,10 @@ func (r *restorer) restoreFiles(s *pipeline.Stage, f *family) (*family, error) {
 	return f, nil
 }
 
-// claimTerminals gives sessions their controlling terminals.
-func (r *restorer) claimTerminals(f *family) error {
-	return r.runAll(f.alive(), "controlling terminal", func(m *member, b *remote.Builder) error {
-		f.files.EmitClaim(m.Node, b)
+// foregroundGroups says on each terminal whom its keys signal.
+func (r *restorer) foregroundGroups(f *family) error {
+	return r.runAll(f.alive(), "foreground groups", func(m *member, b *remote.Builder) error {
+		f.files.EmitForeground(m.Node, b)
 		return nil
 	})
 }

@@ -50,6 +50,9 @@ func (r *restorer) forkTree(s *pipeline.Stage, p *restorePlan) (*family, error) 
 	if err := r.hiddenFiles(s, p); err != nil {
 		return nil, err
 	}
+	if err := p.files.After(s.Context(), restorers.Ready, nil); err != nil {
+		return nil, err
+	}
 	if err := p.memfds.Prepare(s.Context()); err != nil {
 		return nil, err
 	}
@@ -174,6 +177,7 @@ func (r *restorer) fork(f *family, m *member) ([]*member, error) {
 	if m.LeadsSession() {
 		b := remote.NewBuilder("lead a session")
 		b.Call(unix.SYS_SETSID).Expect(uint64(m.ID))
+		f.files.EmitClaim(m.Node, b) // children only inherit a terminal
 		if _, err := m.session.Run(b.Program()); err != nil {
 			return nil, err
 		}

@@ -45,6 +45,7 @@ var workloads = []workload{
 	{name: "unix"},
 	{name: "unixfine", peerFails: "criu's images hold no senders of messages, and its restore no names of accepted connections"},
 	{name: "signals"},
+	{name: "ptys", peerFails: "criu joins lines that wait at a terminal, and forgets what was written before a slave was closed"},
 	{name: "tree"},
 	{name: "orphan", peerFails: "criu hands the orphan to init, not to its subreaper"},
 	{name: "memory"},
