@@ -164,13 +164,18 @@ func (f *Files) unixQueue(s *unixSocket, fd int, id uint32) (err error) {
 	if s.State == sockdiag.Listen {
 		return nil // that are connections
 	}
-	if s.RQueue == 0 {
-		// Messages of no bytes are not counted. Where there is an error pending a look would take it away.
-		ready := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		_, err := unix.Poll(ready, 0)
-		if s.Type == unix.SOCK_STREAM || err != nil || ready[0].Revents&unix.POLLIN == 0 || ready[0].Revents&unix.POLLERR != 0 {
-			return nil
-		}
+	if s.RQueue == 0 && s.Type == unix.SOCK_STREAM {
+		return nil
+	}
+	ready := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN | unix.POLLPRI}}
+	if _, err := unix.Poll(ready, 0); err != nil {
+		return fmt.Errorf("poll %s: %w", s, err)
+	}
+	switch events := ready[0].Revents; {
+	case events&unix.POLLPRI != 0: // Linux 5.15
+		return s.probe.Obstacle(s.String()+" with out-of-band data, which the images cannot hold", "let the program read them first")
+	case s.RQueue == 0 && (events&unix.POLLIN == 0 || events&unix.POLLERR != 0):
+		return nil // Messages of no bytes are not counted. Where an error is pending a look would take it away.
 	}
 	pk, err := newPeeker(fd, int(s.Type))
 	if err != nil {

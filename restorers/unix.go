@@ -57,6 +57,7 @@ type unixSet struct {
 	plan      *FilePlan
 	bufs      [2]uint32              // sizes of the buffers of a fresh socket
 	byPeer    map[uint32][]*unixFile // planned ones, by the inode number of the socket they are connected to
+	byPID     map[int]*Table         // see tables
 }
 
 // unixFile is a socket that is to be made.

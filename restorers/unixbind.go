@@ -97,17 +97,23 @@ func (b unixBinder) bind(w *binder, u *unixFile, open opener) error {
 	switch {
 	case unixPath(u.UnixSkEntry) == "":
 		return bindAbstract(fd, u.GetName())
-	case u.hidden():
+	case u.GetDeleted():
 		err = w.hidden(fd, u)
+	case u.hidden():
+		// Nobody can connect to it by this name, so it may go without where such a filesystem is not allowed.
+		if err = w.hidden(fd, u); errors.Is(err, unix.EPERM) {
+			err = nil
+		}
+		return err
 	default:
 		err = w.visible(fd, u, b.plan.Track)
 	}
 	if err != nil {
 		return err
 	}
-	file, err := unix.IoctlRetInt(fd, siocUnixFile)
+	file, err := u.file(fd)
 	if err != nil {
-		return fmt.Errorf("its file: %w (CAP_NET_ADMIN is needed)", err)
+		return fmt.Errorf("its file: %w", err)
 	}
 	if b.wanted(u) {
 		b.paths.fds = append(b.paths.fds, file)
@@ -116,6 +122,15 @@ func (b unixBinder) bind(w *binder, u *unixFile, open opener) error {
 		defer unix.Close(file)
 	}
 	return u.dress(file)
+}
+
+// file opens a handle on the file of a socket that has just been bound. Without CAP_NET_ADMIN it is looked up by its name.
+func (u *unixFile) file(fd int) (int, error) {
+	file, err := unix.IoctlRetInt(fd, siocUnixFile)
+	if errors.Is(err, unix.EPERM) && !u.hidden() {
+		return unix.Open(u.fullPath(), unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	}
+	return file, err
 }
 
 // wanted says whether a task is going to connect to the socket.

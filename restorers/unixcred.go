@@ -50,10 +50,8 @@ func (u *unixFile) seenPID(p *FilePlanner) {
 	if c == nil {
 		return
 	}
-	for _, t := range p.Tables() {
-		if t.Node.ID == int(c.PID) {
-			p.File(u.GetId()).Owner = t
-		}
+	if t := u.set.tables(p)[int(c.PID)]; t != nil {
+		p.File(u.GetId()).Owner = t
 	}
 }
 
@@ -75,4 +73,15 @@ func asIDs(b *remote.Builder, ids peerIDs, calls func()) {
 	calls()
 	set(own)
 	b.Call(unix.SYS_PRCTL, remote.Imm(unix.PR_SET_SECUREBITS), bits, remote.Imm(0), remote.Imm(0), remote.Imm(0)).Must().Discard()
+}
+
+// tables are the descriptor tables by the pid of the task that makes their files.
+func (s *unixSet) tables(p *FilePlanner) map[int]*Table {
+	if s.byPID == nil {
+		s.byPID = map[int]*Table{}
+		for _, t := range p.Tables() {
+			s.byPID[t.Node.ID] = t
+		}
+	}
+	return s.byPID
 }

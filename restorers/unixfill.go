@@ -74,7 +74,7 @@ func (u *unixFile) address(open opener) (addr []byte, handle int, err error) {
 		return nil, -1, err
 	}
 	defer unix.Close(fd)
-	file, err := unix.IoctlRetInt(fd, siocUnixFile)
+	file, err := u.file(fd)
 	if err != nil {
 		return nil, -1, fmt.Errorf("file of unix socket %s: %w", u.printable(), err)
 	}
