@@ -19,8 +19,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Connections are the TCP connections of the tree. They are noted when they are met and taken later: a socket in repair
-// mode is a connection nobody answers for, so nothing may be left that refuses the dump, and the network must be locked.
+// Connections are the TCP connections of the tree. They are noted when they are met and stored later, when the network is
+// locked, which is not done before it is clear that nothing refuses the dump.
 type Connections struct {
 	list []*connection
 }
@@ -69,11 +69,12 @@ func (c *Connections) Sockets() tcprepair.Sockets {
 	return s
 }
 
-// Close gives the tool's descriptors back. A connection that is in repair mode still, and whose tasks have gone, ends by
-// this without a word to its peer.
+// Close gives the tool's descriptors back. A connection that is in repair mode, and whose tasks have gone, ends by this
+// without a word to its peer.
 func (c *Connections) Close() { c.Sockets().Close() }
 
-// Store puts every connection in repair mode and stores it in tcp-stream-INO.img.
+// Store stores every connection in tcp-stream-INO.img. Each is in repair mode only as long as it is read: if the tool is
+// killed its tasks go on at once, and calls on a socket in that mode fail.
 func (c *Connections) Store(set image.Creator) error {
 	for _, conn := range c.list {
 		if err := conn.store(set); err != nil {
@@ -88,28 +89,46 @@ func (c *connection) store(set image.Creator) error {
 	if err := tcprepair.Enter(fd); err != nil {
 		return err
 	}
+	e, contents, err := c.read(fd)
+	if err := errors.Join(err, tcprepair.LeaveQuietly(fd, c.reuse)); err != nil {
+		return err
+	}
+	out, err := image.Create(set, image.TCPStream, uint64(c.entry.GetIno()))
+	if err != nil {
+		return err
+	}
+	err = out.Entry(e)
+	if err == nil && len(contents) > 0 {
+		err = out.Payload(bytes.NewReader(contents))
+	}
+	return errors.Join(err, out.Close())
+}
+
+// read reads a connection in repair mode, and the bytes of its queues, what was received first.
+func (c *connection) read(fd int) (e *tcp_stream.TcpStreamEntry, contents []byte, err error) {
 	info, err := unix.GetsockoptTCPInfo(fd, unix.SOL_TCP, unix.TCP_INFO)
 	if err != nil {
-		return fmt.Errorf("TCP_INFO: %w", err)
+		return nil, nil, fmt.Errorf("TCP_INFO: %w", err)
 	}
 	// It may have changed until the network was locked.
 	c.entry.State = proto.Uint32(uint32(info.State))
-	e := &tcp_stream.TcpStreamEntry{SndWscale: proto.Uint32(0)}
+	e = &tcp_stream.TcpStreamEntry{SndWscale: proto.Uint32(0)}
 	if err := queueLengths(fd, info.State, e); err != nil {
-		return err
+		return nil, nil, err
 	}
 	if err := agreed(fd, e); err != nil {
-		return err
+		return nil, nil, err
 	}
 	window, ok, err := tcprepair.GetWindow(fd)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	if ok {
 		e.SndWl1, e.SndWnd, e.MaxWindow = proto.Uint32(window.SndWl1), proto.Uint32(window.SndWnd), proto.Uint32(window.MaxWindow)
 		e.RcvWnd, e.RcvWup = proto.Uint32(window.RcvWnd), proto.Uint32(window.RcvWup)
 	}
-	return c.storeQueues(set, fd, e)
+	contents, err = readQueues(fd, e)
+	return e, contents, err
 }
 
 // agreed fills what the two sides agreed on when they connected, and the clock of time stamps.
@@ -157,35 +176,25 @@ func queueLengths(fd int, state uint8, e *tcp_stream.TcpStreamEntry) error {
 	return nil
 }
 
-// storeQueues reads both queues without taking anything from them and writes the image.
-func (c *connection) storeQueues(set image.Creator, fd int, e *tcp_stream.TcpStreamEntry) error {
-	var contents [2][]byte
-	for i, q := range []struct {
+// readQueues reads both queues without taking anything from them.
+func readQueues(fd int, e *tcp_stream.TcpStreamEntry) (contents []byte, err error) {
+	for _, q := range []struct {
 		queue tcprepair.Queue
 		size  uint32
 		seq   **uint32
 	}{{tcprepair.Recv, e.GetInqLen(), &e.InqSeq}, {tcprepair.Send, e.GetOutqLen(), &e.OutqSeq}} {
 		seq, err := tcprepair.Seq(fd, q.queue)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		*q.seq = proto.Uint32(seq)
-		if contents[i], err = peek(fd, int(q.size)); err != nil {
-			return err
+		b, err := peek(fd, int(q.size))
+		if err != nil {
+			return nil, err
 		}
+		contents = append(contents, b...)
 	}
-	if err := tcprepair.Choose(fd, tcprepair.None); err != nil {
-		return err
-	}
-	out, err := image.Create(set, image.TCPStream, uint64(c.entry.GetIno()))
-	if err != nil {
-		return err
-	}
-	err = out.Entry(e)
-	if err == nil && len(contents[0])+len(contents[1]) > 0 {
-		err = out.Payload(bytes.NewReader(append(contents[0], contents[1]...)))
-	}
-	return errors.Join(err, out.Close())
+	return contents, nil
 }
 
 // peek reads size bytes of the chosen queue, which has to hold no more and no less.

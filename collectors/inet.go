@@ -257,7 +257,7 @@ func (s *inetSocket) ipOptions() error {
 	}
 	for _, opt := range list {
 		v, err := sockopt.Int(s.fd, opt.level, opt.name)
-		if errors.Is(err, unix.ENOPROTOOPT) {
+		if errors.Is(err, unix.ENOPROTOOPT) || errors.Is(err, unix.EOPNOTSUPP) {
 			continue // a kernel, or a protocol, without it
 		}
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"cryo/internal/image"
 	"cryo/internal/remote"
@@ -27,8 +28,9 @@ type Inet struct{}
 
 // inetSockets are all sockets of the set: what one may be bound to depends on the others.
 type inetSockets struct {
-	set  *Set
-	list []*inetSocket
+	set      *Set
+	list     []*inetSocket
+	patience time.Time // until when an address may be in use; zero: none was yet
 }
 
 type inetSocket struct {
@@ -73,6 +75,9 @@ func (Inet) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
 	return s, nil
 }
 
+// maxProtocol is one more than the largest protocol of the kernel (IPPROTO_MAX).
+const maxProtocol = 263
+
 // check refuses what no kernel would take.
 func (s *inetSocket) check() error {
 	words := 1
@@ -93,7 +98,7 @@ func (s *inetSocket) check() error {
 		return fmt.Errorf("type %d", s.GetType())
 	}
 	switch {
-	case s.GetProto() > 255:
+	case s.GetProto() >= maxProtocol:
 		return fmt.Errorf("protocol %d", s.GetProto())
 	case s.GetState() == unix.BPF_TCP_LISTEN && !s.tcp():
 		return fmt.Errorf("protocol %d does not listen", s.GetProto())
@@ -254,10 +259,33 @@ func (s *inetSocket) bind(fd int) error {
 		}
 		device = int(req.Uint32())
 	}
-	if err := unix.Bind(fd, s.sockaddr(s.src, device)); err != nil {
+	if err := s.all.patiently(func() error { return unix.Bind(fd, s.sockaddr(s.src, device)) }); err != nil {
 		return fmt.Errorf("bind: %w", err)
 	}
 	return nil
+}
+
+// Where a restore was killed, its guardian may hold the connections for some moments more.
+const (
+	addressPatience = 2 * time.Second
+	addressPause    = 10 * time.Millisecond
+)
+
+// patiently tries again while an address is in use, for a time that all sockets share.
+func (all *inetSockets) patiently(try func() error) error {
+	for {
+		err := try()
+		if !errors.Is(err, unix.EADDRINUSE) && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return err
+		}
+		if all.patience.IsZero() {
+			all.patience = time.Now().Add(addressPatience)
+		}
+		if time.Now().After(all.patience) {
+			return err
+		}
+		time.Sleep(addressPause)
+	}
 }
 
 func (s *inetSocket) sockaddr(a netip.AddrPort, device int) unix.Sockaddr {

@@ -149,7 +149,7 @@ func (s *inetSocket) establish(fd int, recv, send uint32) error {
 	if err := tcprepair.SetSeq(fd, tcprepair.Send, send); err != nil {
 		return err
 	}
-	if err := unix.Connect(fd, s.sockaddr(s.dst, 0)); err != nil {
+	if err := s.all.patiently(func() error { return unix.Connect(fd, s.sockaddr(s.dst, 0)) }); err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
 	e := s.stream

@@ -116,7 +116,7 @@ func (d *dumper) finish(_ *pipeline.Stage, v valid) error {
 
 // endTree kills all tasks.
 func (d *dumper) endTree(tasks []*collectors.Task) error {
-	var records []pipeline.UndoRecord
+	records := d.silences()
 	for chunk := range slices.Chunk(tasks, pidsPerRecord) {
 		var r killTasks
 		for _, t := range chunk {
@@ -132,6 +132,9 @@ func (d *dumper) endTree(tasks []*collectors.Task) error {
 	}
 	defer forget()
 	if err := d.undo.Commit(); err != nil {
+		return err
+	}
+	if err := d.silence(); err != nil {
 		return err
 	}
 	return d.tracer.Do(d.freezer.kill)

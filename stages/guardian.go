@@ -24,7 +24,8 @@ func GuardianKinds() []guardian.Kind {
 		{Name: killTasks{}.UndoKind(), Do: doKillTasks},
 		{Name: removeSet{}.UndoKind(), Do: doRemoveSet},
 		{Name: netlock.Record{}.UndoKind(), Do: netlock.DoRecord},
-		{Name: tcprepair.Sockets{}.UndoKind(), Do: tcprepair.DoRecord},
+		{Name: tcprepair.Sockets{}.UndoKind(), Do: tcprepair.DoLeave},
+		{Name: tcprepair.Silenced{}.UndoKind(), Do: tcprepair.DoEnter},
 		{Name: removeGroup{}.UndoKind(), Do: doRemoveGroup},
 	}
 }

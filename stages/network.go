@@ -7,11 +7,12 @@ import (
 	"cryo/collectors"
 	"cryo/internal/netlock"
 	"cryo/internal/options"
+	"cryo/internal/tcprepair"
 	"cryo/pipeline"
 )
 
-// connections stores the TCP connections of the tree, under a lock of the network, and emits the tasks. The sockets stay
-// in repair mode: they end with their tasks and nobody is told, or leave it when the tasks are let go.
+// connections stores the TCP connections of the tree, under a lock of the network, and emits the tasks. The lock is kept
+// until the tasks are let go; if they end it stays, for the restore to take away.
 func (d *dumper) connections(_ *pipeline.Stage, tasks []*collectors.Task, emit func(*collectors.Task) error) error {
 	if conns := d.env.Connections; conns.Len() > 0 {
 		if err := d.disconnect(conns); err != nil {
@@ -75,6 +76,18 @@ func (d *dumper) reconnections() []pipeline.UndoRecord {
 	}
 	for _, s := range d.env.Connections.Sockets().Chunks() {
 		records = append(records, s)
+	}
+	return records
+}
+
+// silence is what comes before the end of the tasks: their connections end without a word to the peers.
+func (d *dumper) silence() error { return d.env.Connections.Sockets().Enter() }
+
+// silences is what the guardian has to know to do silence.
+func (d *dumper) silences() []pipeline.UndoRecord {
+	var records []pipeline.UndoRecord
+	for _, s := range d.env.Connections.Sockets().Chunks() {
+		records = append(records, tcprepair.Silenced{Sockets: s})
 	}
 	return records
 }

@@ -1,6 +1,7 @@
 package stages
 
 import (
+	"context"
 	"errors"
 
 	"cryo/internal/netlock"
@@ -43,6 +44,23 @@ func (c *reconnection) records() []pipeline.UndoRecord {
 	return records
 }
 
+// prepare lets the sockets leave repair mode under the lock, before the tasks may run: calls on one in that mode fail. If
+// the tasks are killed after that, the sockets enter it again first, and the connections can be restored once more.
+func (c *reconnection) prepare(u *pipeline.UndoStack) error {
+	if c == nil {
+		return nil
+	}
+	var records []pipeline.UndoRecord
+	for _, s := range c.sockets.Chunks() {
+		records = append(records, tcprepair.Silenced{Sockets: s})
+	}
+	if _, err := u.Push("silence the connections", 0, func(context.Context) error { return c.sockets.Enter() }, records...); err != nil {
+		return err
+	}
+	return c.sockets.LeaveQuietly()
+}
+
+// do unlocks the network and lets both sides find out what they missed.
 func (c *reconnection) do() error {
 	if c == nil {
 		return nil

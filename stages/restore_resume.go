@@ -65,6 +65,9 @@ func (r *restorer) release(s *pipeline.Stage, f *family, links *reconnection) er
 			return err
 		}
 	}
+	if err := links.prepare(s.Undo()); err != nil {
+		return err
+	}
 	return r.tracer.Do(func() error {
 		for _, m := range live {
 			if sig := r.stopSignal(m); sig != 0 { // it stops before its next instruction

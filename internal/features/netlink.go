@@ -83,8 +83,6 @@ func probeSockDiag() error {
 	)
 }
 
-func probeDiagRaw() error { return diagInet(unix.AF_INET, unix.IPPROTO_RAW) }
-
 // probeNSID asks for the id of our own network namespace.
 func probeNSID() error {
 	const netnsaPid = 2

@@ -17,7 +17,7 @@ import (
 // What is told of sockets and network devices, and how they are made again.
 var (
 	SockDiag      = define("sock_diag", Extra, "3.3", "list the sockets of a network namespace", probeSockDiag)
-	DiagRaw       = define("net_diag_raw", Extra, "4.10", "list raw sockets", probeDiagRaw)
+	DiagRaw       = define("net_diag_raw", Extra, "", "dump raw sockets", probeRaw)
 	SockNS        = define("sk_ns", Extra, "4.9", "know the network namespace of a socket", probeSockNS)
 	UnixFile      = define("sk_unix_file", ByName, "5.4", "open the file a UNIX socket is bound to", probeUnixFile)
 	PeekOff       = define("sock_peek_off", ByName, "3.4", "read queued data without taking it", probePeekOff)
@@ -144,6 +144,13 @@ func probeTCPHalfClosed() error {
 			return os.NewSyscallError("setsockopt(TCP_REPAIR)", unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, 1))
 		})
 	})
+}
+
+// probeRaw makes raw sockets. All that there is to know of one it tells itself, so the kernel need not list them.
+func probeRaw() error {
+	return errors.Join(
+		withSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW, func(int) error { return nil }),
+		withSocket(unix.AF_INET6, unix.SOCK_RAW, unix.IPPROTO_RAW, func(int) error { return nil }))
 }
 
 // withTun runs f with a TUN descriptor that no device is attached to.

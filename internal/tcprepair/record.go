@@ -6,22 +6,27 @@ import (
 	"errors"
 	"fmt"
 	"os"
-
-	"golang.org/x/sys/unix"
 )
 
-// Sockets are connections that are, or may be, in repair mode. It is a record of the guardian, of at most PerRecord
-// sockets: it takes them out of repair mode if the tool cannot.
+// Sockets are connections that are, or may be, in repair mode. As a record of the guardian, of at most PerRecord sockets,
+// they leave it: their tasks go on.
 type Sockets struct {
 	Files []*os.File `json:"-"`
 	Reuse []bool     // their SO_REUSEADDR
 }
+
+// Silenced are connections whose tasks are about to end, or have ended. As a record of the guardian they enter repair mode,
+// so that their peers are told nothing.
+type Silenced struct{ Sockets }
 
 // PerRecord is how many sockets one record can hold.
 const PerRecord = 16
 
 // UndoKind implements guardian.Record.
 func (Sockets) UndoKind() string { return "leave-repair" }
+
+// UndoKind implements guardian.Record.
+func (Silenced) UndoKind() string { return "enter-repair" }
 
 // Descriptors implements guardian.Holder.
 func (s Sockets) Descriptors() []*os.File { return s.Files }
@@ -36,11 +41,19 @@ func (s Sockets) Chunks() []Sockets {
 	return all
 }
 
-// Leave takes all sockets out of repair mode.
-func (s Sockets) Leave() error {
+// Leave takes all sockets out of repair mode, with a window probe each.
+func (s Sockets) Leave() error { return s.each(Leave) }
+
+// LeaveQuietly takes all sockets out of repair mode.
+func (s Sockets) LeaveQuietly() error { return s.each(LeaveQuietly) }
+
+// Enter puts all sockets in repair mode.
+func (s Sockets) Enter() error { return s.each(func(fd int, _ bool) error { return Enter(fd) }) }
+
+func (s Sockets) each(do func(fd int, reuse bool) error) error {
 	var errs []error
 	for i, f := range s.Files {
-		errs = append(errs, Leave(int(f.Fd()), s.Reuse[i]))
+		errs = append(errs, do(int(f.Fd()), s.Reuse[i]))
 	}
 	return errors.Join(errs...)
 }
@@ -52,8 +65,15 @@ func (s Sockets) Close() {
 	}
 }
 
-// DoRecord does such a record in the guardian.
-func DoRecord(_ context.Context, data json.RawMessage, fds []int) error {
+// DoLeave does a record of Sockets in the guardian.
+func DoLeave(_ context.Context, data json.RawMessage, fds []int) error { return do(data, fds, Leave) }
+
+// DoEnter does a record of Silenced.
+func DoEnter(_ context.Context, data json.RawMessage, fds []int) error {
+	return do(data, fds, func(fd int, _ bool) error { return Enter(fd) })
+}
+
+func do(data json.RawMessage, fds []int, one func(fd int, reuse bool) error) error {
 	var s Sockets
 	if err := json.Unmarshal(data, &s); err != nil {
 		return err
@@ -63,9 +83,7 @@ func DoRecord(_ context.Context, data json.RawMessage, fds []int) error {
 	}
 	var errs []error
 	for i, fd := range fds {
-		if err := Leave(fd, s.Reuse[i]); err != nil && !errors.Is(err, unix.ENOTSOCK) {
-			errs = append(errs, err)
-		}
+		errs = append(errs, one(fd, s.Reuse[i]))
 	}
 	return errors.Join(errs...)
 }

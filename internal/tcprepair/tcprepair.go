@@ -38,16 +38,26 @@ const (
 // Enter puts a socket in repair mode. From then on its SO_REUSEADDR is the kernel's own.
 func Enter(fd int) error { return sockopt.SetInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, on) }
 
-// Leave takes a socket out of repair mode, if it is in it, and gives it back its SO_REUSEADDR. The kernel sends a window
-// probe, so that both sides find out what they missed.
+// Leave takes a socket out of repair mode and gives it back its SO_REUSEADDR. The kernel sends a window probe, so that both
+// sides find out what they missed; it does so for a socket that is not in the mode as well.
 func Leave(fd int, reuse bool) error {
-	mode, err := sockopt.Int(fd, unix.SOL_TCP, unix.TCP_REPAIR)
-	if err != nil || mode == off {
-		return err
+	return errors.Join(sockopt.SetInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, off), setReuse(fd, reuse))
+}
+
+// LeaveQuietly is Leave without a window probe, where the kernel knows how.
+func LeaveQuietly(fd int, reuse bool) error {
+	return errors.Join(leaveQuietly(fd), setReuse(fd, reuse))
+}
+
+func leaveQuietly(fd int) error {
+	err := sockopt.SetInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, offNoProbe)
+	if errors.Is(err, unix.EINVAL) {
+		err = sockopt.SetInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, off)
 	}
-	if err := sockopt.SetInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, off); err != nil {
-		return err
-	}
+	return err
+}
+
+func setReuse(fd int, reuse bool) error {
 	v := 0
 	if reuse {
 		v = 1
@@ -55,13 +65,9 @@ func Leave(fd int, reuse bool) error {
 	return sockopt.SetInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, v)
 }
 
-// Pause leaves repair mode for f, without a window probe where the kernel knows how.
+// Pause leaves repair mode for f, quietly.
 func Pause(fd int, f func() error) error {
-	err := sockopt.SetInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, offNoProbe)
-	if errors.Is(err, unix.EINVAL) {
-		err = sockopt.SetInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, off)
-	}
-	if err != nil {
+	if err := leaveQuietly(fd); err != nil {
 		return err
 	}
 	return errors.Join(f(), Enter(fd))
