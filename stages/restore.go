@@ -49,17 +49,18 @@ func Restore(ctx context.Context, o *options.Options) error {
 // restorer holds the services the stages of one restore use. What they learn of the set and the tasks travels on the
 // graph's edges.
 type restorer struct {
-	o       *options.Options
-	log     *slog.Logger
-	source  image.Source
-	scripts *actions.Runner
-	tracer  *ptrace.Tracer
-	g       *pipeline.Graph
-	cgroups *restorers.Cgroups // closed at the end
-	guard   *guardian.Guardian // nil: none is needed, or there is none
-	stats   stats.Restore
-	root    int // pid of the restored root as the tool sees it
-	made    made
+	o        *options.Options
+	log      *slog.Logger
+	source   image.Source
+	scripts  *actions.Runner
+	tracer   *ptrace.Tracer
+	g        *pipeline.Graph
+	cgroups  *restorers.Cgroups // closed at the end
+	guard    *guardian.Guardian // nil: none is needed, or there is none
+	finished []func()           // tell the guardian what has been done after the commit
+	stats    stats.Restore
+	root     int // pid of the restored root as the tool sees it
+	made     made
 }
 
 func newRestorer(o *options.Options) (*restorer, error) {

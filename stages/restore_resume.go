@@ -43,6 +43,9 @@ func (r *restorer) resume(s *pipeline.Stage, f *family) error {
 	if err := links.do(); err != nil {
 		return err
 	}
+	for _, forget := range r.finished {
+		forget()
+	}
 	if err := r.detach(f); err != nil {
 		return err
 	}
@@ -94,9 +97,11 @@ func (r *restorer) insure(s *pipeline.Stage, live []*member, finish []pipeline.U
 		return err
 	}
 	for _, record := range finish {
-		if _, err := r.guard.Finish(record); err != nil {
+		forget, err := r.guard.Finish(record)
+		if err != nil {
 			return err
 		}
+		r.finished = append(r.finished, forget)
 	}
 	var records []pipeline.UndoRecord
 	for at := 0; at < len(live); at += pidsPerRecord {

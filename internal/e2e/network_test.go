@@ -8,6 +8,7 @@ import (
 	mathrand "math/rand/v2"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -211,6 +212,21 @@ func TestKilledDumpOfConnection(t *testing.T) {
 	s.end()
 }
 
+// guardians says whether a guardian of a tool that was killed is at work yet. They are the test's children then.
+func guardians() bool {
+	reapOrphans()
+	lists, _ := filepath.Glob("/proc/self/task/*/children")
+	for _, list := range lists {
+		b, _ := os.ReadFile(list)
+		for _, pid := range strings.Fields(string(b)) {
+			if comm, _ := os.ReadFile("/proc/" + pid + "/comm"); strings.HasPrefix(string(comm), "criu-guardian") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // whole waits until a task whose restorer died runs and has its connection, or is gone.
 func (s *server) whole() (running bool) {
 	s.t.Helper()
@@ -224,6 +240,7 @@ func (s *server) whole() (running bool) {
 		running = err == nil && os.SameFile(exe, program) && statusField(s.Pid, "TracerPid") == "0" && len(locks(s.t)) == 0
 		return running || !alive(s.Pid)
 	})
+	s.await("end of the guardian", func() bool { return !guardians() })
 	return running
 }
 
@@ -243,8 +260,10 @@ func TestKilledRestoreOfConnection(t *testing.T) {
 		if s.whole() {
 			restored++
 		} else {
-			s.tree = []int{s.Pid}
-			s.Gone()
+			s.await("free pid", func() bool {
+				reapOrphans()
+				return unix.Kill(s.Pid, 0) == unix.ESRCH
+			})
 			s.Restore(tools.Criu, images, "--tcp-established")
 		}
 		s.free()
@@ -253,4 +272,3 @@ func TestKilledRestoreOfConnection(t *testing.T) {
 	t.Logf("killed %d restores, %d were whole", killed, restored)
 	s.end()
 }
-
