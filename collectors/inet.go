@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 
 	"cryo/internal/sockdiag"
 	"cryo/internal/sockopt"
@@ -117,64 +116,58 @@ func (s *inetSocket) identify() (err error) {
 // addresses asks where the socket is bound and connected to. The peer's address is asked by an option, which tells it even
 // of a connection that is not yet, or no more.
 func (s *inetSocket) addresses() error {
-	local, err := unix.Getsockname(s.fd)
-	if err != nil {
-		return fmt.Errorf("getsockname: %w", err)
-	}
-	addr, zone, err := addrPort(local)
-	if err != nil {
-		return err
-	}
-	s.entry.SrcAddr, s.entry.SrcPort = addressWords(addr.Addr()), proto.Uint32(uint32(addr.Port()))
-	s.entry.DstAddr, s.entry.DstPort = make([]uint32, len(s.entry.SrcAddr)), proto.Uint32(0)
 	size := unix.SizeofSockaddrInet4
 	if s.Domain == unix.AF_INET6 {
 		size = unix.SizeofSockaddrInet6
 	}
-	raw, err := sockopt.Bytes(s.fd, unix.SOL_SOCKET, unix.SO_PEERNAME, size)
-	switch {
-	case errors.Is(err, unix.ENOTCONN):
-	case err != nil:
+	local, err := sockopt.Name(s.fd)
+	if err == nil && len(local) < size {
+		err = fmt.Errorf("the kernel tells an address of %d bytes", len(local))
+	}
+	if err != nil {
 		return err
-	case len(raw) != size:
-		return fmt.Errorf("the kernel tells a peer's address of %d bytes", len(raw))
-	default:
-		s.entry.DstPort = proto.Uint32(uint32(binary.BigEndian.Uint16(raw[2:])))
-		at := raw[4:] // struct sockaddr_in
-		if s.Domain == unix.AF_INET6 {
-			at = raw[8:] // struct sockaddr_in6
-		}
-		for i := range s.entry.DstAddr {
-			s.entry.DstAddr[i] = binary.NativeEndian.Uint32(at[4*i:])
-		}
 	}
-	if zone != 0 {
-		device, err := net.InterfaceByIndex(int(zone))
-		if err != nil {
-			return fmt.Errorf("device of a link-local address: %w", err)
-		}
-		s.entry.Ifname = proto.String(device.Name)
+	peer, err := sockopt.Bytes(s.fd, unix.SOL_SOCKET, unix.SO_PEERNAME, size)
+	if errors.Is(err, unix.ENOTCONN) {
+		peer, err = make([]byte, size), nil
 	}
+	if err != nil {
+		return err
+	}
+	s.entry.SrcAddr, s.entry.SrcPort = s.addressWords(local)
+	s.entry.DstAddr, s.entry.DstPort = s.addressWords(peer)
+	return s.device(local)
+}
+
+// device notes the device that an address of a link is one of.
+func (s *inetSocket) device(local []byte) error {
+	if s.Domain != unix.AF_INET6 {
+		return nil
+	}
+	const scopeAt = 24 // sin6_scope_id
+	scope := binary.NativeEndian.Uint32(local[scopeAt:])
+	if scope == 0 {
+		return nil
+	}
+	device, err := net.InterfaceByIndex(int(scope))
+	if err != nil {
+		return fmt.Errorf("device of a link-local address: %w", err)
+	}
+	s.entry.Ifname = proto.String(device.Name)
 	return nil
 }
 
-func addrPort(sa unix.Sockaddr) (netip.AddrPort, uint32, error) {
-	switch a := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port)), 0, nil
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port)), a.ZoneId, nil
+// addressWords is a struct sockaddr_in or sockaddr_in6 as images have it: the bytes of the address in words, and the port.
+func (s *inetSocket) addressWords(raw []byte) ([]uint32, *uint32) {
+	addr := raw[4:8]
+	if s.Domain == unix.AF_INET6 {
+		addr = raw[8:24]
 	}
-	return netip.AddrPort{}, 0, fmt.Errorf("an address of type %T in an IP socket", sa)
-}
-
-// addressWords is an address as images have it: the bytes as on the wire, in words.
-func addressWords(a netip.Addr) []uint32 {
 	var words []uint32
-	for b := a.AsSlice(); len(b) > 0; b = b[4:] {
-		words = append(words, binary.NativeEndian.Uint32(b))
+	for ; len(addr) > 0; addr = addr[4:] {
+		words = append(words, binary.NativeEndian.Uint32(addr))
 	}
-	return words
+	return words, proto.Uint32(uint32(binary.BigEndian.Uint16(raw[2:])))
 }
 
 // Directions that are shut down, as the kernel tells them.

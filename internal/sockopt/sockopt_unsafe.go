@@ -1,7 +1,7 @@
 // Package sockopt reads and sets options of sockets whose values are neither numbers nor any of the structures that
 // golang.org/x/sys/unix knows.
 //
-// Kernel interfaces: getsockopt(2), setsockopt(2).
+// Kernel interfaces: getsockopt(2), setsockopt(2), getsockname(2).
 package sockopt
 
 import (
@@ -27,6 +27,18 @@ func Bytes(fd, level, name, n int) ([]byte, error) {
 	buf := make([]byte, n)
 	got, err := Get(fd, level, name, buf, uint32(n))
 	return buf[:min(int(got), n)], err
+}
+
+// Name is the address a socket is bound to, as the kernel tells it: struct sockaddr_in and its likes.
+func Name(fd int) ([]byte, error) {
+	var raw unix.RawSockaddrAny
+	size := uint32(unix.SizeofSockaddrAny)
+	_, _, errno := unix.Syscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&raw)), uintptr(unsafe.Pointer(&size)))
+	if errno != 0 {
+		return nil, fmt.Errorf("getsockname: %w", errno)
+	}
+	all := (*[unix.SizeofSockaddrAny]byte)(unsafe.Pointer(&raw))
+	return append([]byte(nil), all[:min(size, unix.SizeofSockaddrAny)]...), nil
 }
 
 // Int returns the value of an option that is a number.
