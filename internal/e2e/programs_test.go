@@ -37,6 +37,7 @@ func script(interpreter string, args ...string) func(*testing.T) *Target {
 var programs = []program{
 	{"bash pipeline", "bash", script("/bin/bash", "pipeline.sh")},
 	{"python3", "python3", script("/usr/bin/python3", "threads.py")},
+	{"python3 processes", "python3", script("/usr/bin/python3", "processes.py")},
 	{"perl", "perl", script("/usr/bin/perl", "state.pl")},
 	{"200 threads", "gcc", func(t *testing.T) *Target { return tools.StartWorkload(t, "threads", "200") }},
 	{"ring of 300", "gcc", func(t *testing.T) *Target { return tools.StartWorkload(t, "ring", "300") }},
