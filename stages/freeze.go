@@ -89,6 +89,54 @@ func sortThreads(t *collectors.Task) {
 	})
 }
 
+// settleOrphans looks after tasks that have ended, or whose parents have, since they were listed. Zombies may have been
+// waited for by parents that did not stand still yet. The children of a task that ended belong to whoever inherited
+// them: a reaper of the tree, or one outside, and then they are no longer part of it.
+func (f *freezer) settleOrphans() error {
+	for again := true; again; {
+		again = false
+		for _, t := range f.tasks {
+			parent := t.Parent
+			if t == f.root || t.State != collectors.Dead && f.tasks[parent.Pid] == parent && parent.State != collectors.Dead {
+				continue
+			}
+			stat, err := t.Proc.Stat()
+			if err = gone(err); errors.Is(err, fs.ErrNotExist) {
+				again = true
+				if err := f.drop(t); err != nil {
+					return err
+				}
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			switch heir := f.tasks[stat.PPid]; {
+			case heir == nil:
+				again = true
+				if err := f.dismiss(t); err != nil {
+					return err
+				}
+			case heir != parent:
+				again = true
+				f.move(t, heir)
+			}
+		}
+	}
+	return nil
+}
+
+// dismiss lets a task go that has left the tree.
+func (f *freezer) dismiss(t *collectors.Task) error {
+	for _, th := range t.Threads {
+		if err := ptrace.Detach(th.Tid, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+		delete(f.stopped, th.Tid)
+	}
+	return f.drop(t)
+}
+
 // seizePatience is how long seizing may take while a control group is frozen.
 const seizePatience = 100 * time.Millisecond
 
