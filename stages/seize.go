@@ -2,8 +2,12 @@ package stages
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"slices"
+	"time"
 
 	"cryo/collectors"
 	"cryo/internal/cgfreeze"
@@ -109,6 +113,12 @@ func (d *dumper) snapshot(s *pipeline.Stage, tree *Tree) (*Tree, error) {
 	if err := spread.Range(len(tree.Tasks), identifyChunk, func(i int) error { return identifyTask(tree.Tasks[i]) }); err != nil {
 		return nil, err
 	}
+	if slices.ContainsFunc(tree.Tasks, reaped) {
+		for _, t := range tree.Tasks {
+			t.Children = slices.DeleteFunc(t.Children, reaped)
+		}
+		tree = newTree(tree.Root)
+	}
 	for _, t := range tree.Tasks {
 		if t.Sid == 0 {
 			d.env.Obstacles.Add(collectors.Obstacle{Pid: t.Pid, What: "its session leader is outside of its pid namespace"})
@@ -124,13 +134,34 @@ func (d *dumper) snapshot(s *pipeline.Stage, tree *Tree) (*Tree, error) {
 // identifyChunk is how many tasks are identified at a time.
 const identifyChunk = 16
 
-// identifyTask fills the ids of a task in the tree's own pid namespace.
-func identifyTask(t *collectors.Task) error {
+// reaped says whether a zombie has been waited for since the tree was listed: the kernel may be taking it away while its
+// parent already stands still. It is then no part of the tree.
+func reaped(t *collectors.Task) bool { return !t.Live() && t.Stat == nil }
+
+// statusAndStat reads both; the error of a task that has gone is fs.ErrNotExist.
+func statusAndStat(t *collectors.Task) (*procfs.Status, *procfs.Stat, error) {
 	status, err := t.Proc.Status()
 	if err != nil {
-		return err
+		return nil, nil, gone(err)
 	}
 	stat, err := t.Proc.Stat()
+	return status, stat, gone(err)
+}
+
+// identifyTask fills the ids of a task in the tree's own pid namespace.
+func identifyTask(t *collectors.Task) error {
+	status, stat, err := statusAndStat(t)
+	if !t.Live() {
+		// While the kernel takes a zombie away it has no session any more.
+		for i := 0; i < 20 && err == nil && (stat.State == 'X' || stat.Session == 0); i++ {
+			time.Sleep(time.Millisecond)
+			status, stat, err = statusAndStat(t)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			t.Stat = nil // see reaped
+			return nil
+		}
+	}
 	if err != nil {
 		return err
 	}
