@@ -53,13 +53,17 @@ func (u *unixFile) fullPath() string {
 // hidden says whether the name is only what the socket says of itself and leads to no file: the file was deleted, or is
 // that of the listener which the connection was made with.
 func (u *unixFile) hidden() bool {
-	return unixPath(u.UnixSkEntry) != "" && (u.GetDeleted() || u.GetType() != unix.SOCK_DGRAM && u.GetState() == unixEstablished)
+	return unixPath(u.UnixSkEntry) != "" && (u.GetDeleted() || u.connection())
+}
+
+// connection says whether the socket is an end of a connection, which nobody can connect to any more.
+func (u *unixFile) connection() bool {
+	return u.GetType() != unix.SOCK_DGRAM && u.GetState() == unixEstablished
 }
 
 // accepted says whether the name of a socket is the abstract one of the listener its connection was made with.
 func (u *unixFile) accepted() bool {
-	return unixPath(u.UnixSkEntry) == "" && len(u.GetName()) > 0 && u.GetType() != unix.SOCK_DGRAM &&
-		u.GetState() == unixEstablished && u.set.listeners[string(u.GetName())]
+	return unixPath(u.UnixSkEntry) == "" && len(u.GetName()) > 0 && u.connection() && u.set.listeners[string(u.GetName())]
 }
 
 // fill binds all sockets that have a name. It does so on a thread that shares neither directories nor mask with others.
@@ -95,6 +99,9 @@ func (b unixBinder) bind(w *binder, u *unixFile, open opener) error {
 	}
 	defer unix.Close(fd)
 	switch {
+	case unixPath(u.UnixSkEntry) == "" && u.connection():
+		bindRaw(fd, sockaddrUn(u.GetName())) // it may be a listener's outside: then it goes without
+		return nil
 	case unixPath(u.UnixSkEntry) == "":
 		return bindAbstract(fd, u.GetName())
 	case u.GetDeleted():
