@@ -30,6 +30,7 @@ type Inet struct{}
 type inetSockets struct {
 	set      *Set
 	list     []*inetSocket
+	sorts    map[inetSort]freshInet
 	patience time.Time // until when an address may be in use; zero: none was yet
 }
 
@@ -134,45 +135,56 @@ func (s *inetSocket) Emit(lv Level, b *remote.Builder, slots *Slots) error {
 	switch lv {
 	case Open:
 		cloexec := slots.Cloexec(id)
-		// Nothing the tool does with it may wait.
-		kind := int(s.GetType()) | unix.SOCK_NONBLOCK | cloexec // O_CLOEXEC is SOCK_CLOEXEC
+		kind := int(s.GetType()) | int(s.GetFlags()&unix.O_NONBLOCK) | cloexec // these flags are SOCK_NONBLOCK and SOCK_CLOEXEC
 		slots.Made(b.Call(unix.SYS_SOCKET, remote.Imm(s.GetFamily()), remote.Imm(kind), remote.Imm(s.GetProto())), id, cloexec)
 		s.table, s.number = slots.t, slots.Number(id)
 	case Attach:
-		fd := slots.Number(id)
-		b.Call(unix.SYS_FCNTL, remote.Imm(fd), remote.Imm(unix.F_SETFL), remote.Imm(s.GetFlags()&settable)).Must().Discard()
-		s.emitIPOptions(b, fd)
-		if s.IpOpts.GetTos() != 0 && s.Opts.SoPriority != nil {
-			setNumber(b, fd, unix.SOL_SOCKET, unix.SO_PRIORITY, int(s.Opts.GetSoPriority())) // which follows IP_TOS
-		}
-		emitSocketOptions(b, fd, s.Opts)
-		s.emitTCPOptions(b, fd)
-		s.emitReuse(b, fd)
-		s.emitShutdown(b, fd)
+		s.emitOptions(b, slots.Number(id))
 	}
 	return nil
 }
 
+// emitOptions sets what a fresh socket has not.
+func (s *inetSocket) emitOptions(b *remote.Builder, fd int) {
+	fresh := s.all.fresh(s)
+	s.emitIPOptions(b, fd, fresh)
+	if s.IpOpts.GetTos() != 0 && s.Opts.SoPriority != nil {
+		setNumber(b, fd, unix.SOL_SOCKET, unix.SO_PRIORITY, int(s.Opts.GetSoPriority())) // which follows IP_TOS
+	}
+	if s.connection() || !fresh.hasBuffers(s.Opts) {
+		emitBufferSizes(b, fd, s.Opts)
+	}
+	emitPlainOptions(b, fd, s.Opts)
+	s.emitTCPOptions(b, fd, fresh)
+	s.emitShutdown(b, fd)
+}
+
 // fill binds and connects. Listeners and sockets without a connection go first: they need their ports for themselves,
-// while a connection in repair mode is bound whoever has the port.
+// while a connection in repair mode is bound whoever has the port. A socket may be one that waits: nothing here does.
 func (all *inetSockets) fill(ctx context.Context, open func(t *Table, fd int) (int, error)) error {
 	ports := all.ports()
-	for _, connections := range []bool{false, true} {
-		for _, s := range all.list {
-			if s.connection() != connections {
-				continue
+	steps := []func(s *inetSocket, fd int) error{
+		func(s *inetSocket, fd int) error {
+			if s.connection() {
+				return nil
 			}
+			return s.bindAndListen(fd, ports)
+		},
+		func(s *inetSocket, fd int) error {
+			if s.connection() {
+				return s.connect(fd)
+			}
+			return s.settle(fd, ports)
+		},
+	}
+	for _, step := range steps {
+		for _, s := range all.list {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
 			fd, err := open(s.table, s.number)
 			if err == nil {
-				if connections {
-					err = s.connect(fd)
-				} else {
-					err = s.bindAndListen(fd, ports)
-				}
-				err = errors.Join(err, unix.Close(fd))
+				err = errors.Join(step(s, fd), unix.Close(fd))
 			}
 			if err != nil {
 				return fmt.Errorf("%s: fd %d: IP socket %v: %w", s.table.Node, s.number, s.src, err)
@@ -226,22 +238,25 @@ func (s *inetSocket) bindAndListen(fd int, ports map[port]int) error {
 	return nil
 }
 
-type inetOption struct{ level, name int }
+type inetOption struct {
+	level, name int
+	stays       bool // the image has it as well
+}
 
 // optionsToBind are the options that are on while a socket is bound, whatever they are later: sockets that were bound side
 // by side may have lost since what allowed it, and an IPv6 address is not there for a moment when its device comes up.
 func (s *inetSocket) optionsToBind(shared bool) []inetOption {
-	list := []inetOption{{unix.SOL_SOCKET, unix.SO_REUSEADDR}}
+	list := []inetOption{{unix.SOL_SOCKET, unix.SO_REUSEADDR, s.Opts.GetReuseaddr()}}
 	if s.Opts.GetSoReuseport() || shared {
-		list = append(list, inetOption{unix.SOL_SOCKET, unix.SO_REUSEPORT})
+		list = append(list, inetOption{unix.SOL_SOCKET, unix.SO_REUSEPORT, s.Opts.GetSoReuseport()})
 	}
 	if s.GetV6Only() {
-		list = append(list, inetOption{unix.SOL_IPV6, unix.IPV6_V6ONLY})
+		list = append(list, inetOption{unix.SOL_IPV6, unix.IPV6_V6ONLY, true})
 	}
 	if s.GetFamily() == unix.AF_INET6 {
-		list = append(list, inetOption{unix.SOL_IPV6, unix.IPV6_FREEBIND})
+		list = append(list, inetOption{unix.SOL_IPV6, unix.IPV6_FREEBIND, s.IpOpts.GetFreebind()})
 	} else if s.IpOpts.GetFreebind() {
-		list = append(list, inetOption{unix.SOL_IP, unix.IP_FREEBIND})
+		list = append(list, inetOption{unix.SOL_IP, unix.IP_FREEBIND, true})
 	}
 	return list
 }
@@ -295,25 +310,31 @@ func (s *inetSocket) sockaddr(a netip.AddrPort, device int) unix.Sockaddr {
 	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port()), ZoneId: uint32(device)}
 }
 
-// emitReuse sets, when everything is bound, what bindAndListen may have set otherwise.
-func (s *inetSocket) emitReuse(b *remote.Builder, fd int) {
-	if s.connection() && !s.closed {
-		return // leaving repair mode sets it
+// settle takes back, when everything is bound, what bindAndListen has set to bind.
+func (s *inetSocket) settle(fd int, ports map[port]int) error {
+	for _, o := range s.optionsToBind(ports[s.port()] > 1) {
+		if o.stays {
+			continue
+		}
+		if err := sockopt.SetInt(fd, o.level, o.name, 0); err != nil && !errors.Is(err, unix.ENOPROTOOPT) {
+			return err
+		}
 	}
-	setNumber(b, fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, flag(s.Opts.GetReuseaddr()))
-	setNumber(b, fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, flag(s.Opts.GetSoReuseport()))
+	return nil
 }
 
 // emitIPOptions sets the options of the IP layer.
-func (s *inetSocket) emitIPOptions(b *remote.Builder, fd int) {
+func (s *inetSocket) emitIPOptions(b *remote.Builder, fd int, fresh freshInet) {
 	o := s.IpOpts
 	if s.GetFamily() == unix.AF_INET6 {
-		setNumber(b, fd, unix.SOL_IPV6, unix.IPV6_FREEBIND, flag(o.GetFreebind()))
+		if s.connection() && o.GetFreebind() {
+			setNumber(b, fd, unix.SOL_IPV6, unix.IPV6_FREEBIND, 1)
+		}
 		if o.GetPktinfo() {
 			setNumber(b, fd, unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1)
 		}
 	} else {
-		if o.GetFreebind() {
+		if s.connection() && o.GetFreebind() {
 			setNumber(b, fd, unix.SOL_IP, unix.IP_FREEBIND, 1)
 		}
 		if o.GetPktinfo() {
@@ -322,7 +343,7 @@ func (s *inetSocket) emitIPOptions(b *remote.Builder, fd int) {
 		if o.GetTos() != 0 {
 			setNumber(b, fd, unix.SOL_IP, unix.IP_TOS, int(o.GetTos()))
 		}
-		if o.GetTtl() != 0 {
+		if o.GetTtl() != 0 && o.GetTtl() != fresh.ttl {
 			setNumber(b, fd, unix.SOL_IP, unix.IP_TTL, int(o.GetTtl()))
 		}
 	}

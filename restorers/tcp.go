@@ -90,6 +90,11 @@ func (s *inetSocket) finAcked() bool { return s.in(unix.BPF_TCP_FIN_WAIT2, unix.
 
 // connect makes the connection on a fresh socket, and leaves it in repair mode.
 func (s *inetSocket) connect(fd int) error {
+	for name, on := range map[int]bool{unix.SO_REUSEADDR: s.Opts.GetReuseaddr(), unix.SO_REUSEPORT: s.Opts.GetSoReuseport()} {
+		if err := sockopt.SetInt(fd, unix.SOL_SOCKET, name, flag(on)); err != nil {
+			return err
+		}
+	}
 	if s.closed {
 		return nil // Attach shuts it down
 	}
@@ -171,12 +176,18 @@ func (s *inetSocket) sendSyn(fd int, recv, send uint32) error {
 	if err := tcprepair.SetSeq(fd, tcprepair.Send, send-1); err != nil {
 		return err
 	}
-	return tcprepair.Pause(fd, func() error {
+	// It is not waited for.
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, int(s.GetFlags())|unix.O_NONBLOCK); err != nil {
+		return err
+	}
+	err := tcprepair.Pause(fd, func() error {
 		if err := unix.Connect(fd, s.sockaddr(s.dst, 0)); err != nil && !errors.Is(err, unix.EINPROGRESS) {
 			return fmt.Errorf("connect: %w", err)
 		}
 		return nil
 	})
+	_, err2 := unix.FcntlInt(uintptr(fd), unix.F_SETFL, int(s.GetFlags()))
+	return errors.Join(err, err2)
 }
 
 // fillQueues puts the data into both queues. What was not sent yet is written as a program would, outside of repair mode:
@@ -313,20 +324,21 @@ func (s *inetSocket) checkState(fd int) error {
 }
 
 // emitTCPOptions sets the options of TCP. Sets of old tools have some of them elsewhere.
-func (s *inetSocket) emitTCPOptions(b *remote.Builder, fd int) {
+func (s *inetSocket) emitTCPOptions(b *remote.Builder, fd int, fresh freshInet) {
 	if !s.tcp() {
 		return
 	}
 	o := s.TcpOpts
 	for _, opt := range []struct {
-		name  int
-		value uint32
+		name         int
+		value, fresh uint32
 	}{
-		{unix.TCP_NODELAY, uint32(flag(o.GetNodelay() || s.stream.GetNodelay()))}, {unix.TCP_CORK, uint32(flag(o.GetCork() || s.stream.GetCork()))},
-		{unix.TCP_KEEPCNT, max(o.GetKeepcnt(), s.Opts.GetTcpKeepcnt())}, {unix.TCP_KEEPIDLE, max(o.GetKeepidle(), s.Opts.GetTcpKeepidle())},
-		{unix.TCP_KEEPINTVL, max(o.GetKeepintvl(), s.Opts.GetTcpKeepintvl())},
+		{unix.TCP_NODELAY, uint32(flag(o.GetNodelay() || s.stream.GetNodelay())), 0}, {unix.TCP_CORK, uint32(flag(o.GetCork() || s.stream.GetCork())), 0},
+		{unix.TCP_KEEPCNT, max(o.GetKeepcnt(), s.Opts.GetTcpKeepcnt()), fresh.keepcnt},
+		{unix.TCP_KEEPIDLE, max(o.GetKeepidle(), s.Opts.GetTcpKeepidle()), fresh.keepidle},
+		{unix.TCP_KEEPINTVL, max(o.GetKeepintvl(), s.Opts.GetTcpKeepintvl()), fresh.keepintvl},
 	} {
-		if opt.value != 0 {
+		if opt.value != 0 && opt.value != opt.fresh {
 			setNumber(b, fd, unix.SOL_TCP, opt.name, int(opt.value))
 		}
 	}
