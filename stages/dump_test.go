@@ -23,8 +23,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// startTree starts a small tree in a session of its own: a shell with a child and a deleted file, and a pipe between
-// them.
+// startTree starts a small tree in a session of its own: a shell with a child and a deleted file, a pipe between them, and
+// a connection with the test.
 func startTree(t *testing.T) *os.Process {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -38,6 +38,10 @@ func startTree(t *testing.T) *os.Process {
 	c := exec.Command(sh, "-c", "exec 5>gone; rm gone; echo deleted >&5; sleep 1000 | cat & echo ready; wait")
 	c.Dir = dir
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	own, socket := connected(t)
+	treeConn = own
+	defer socket.Close()
+	c.ExtraFiles = []*os.File{socket}
 	out, err := c.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -88,7 +92,7 @@ func state(t *testing.T, pid int) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return fmt.Sprintf("%sfds %v mask %x tracer %d", maps, fds, s.SigBlk, s.TracerPid)
+	return fmt.Sprintf("%sfds %v mask %x tracer %d %s", maps, fds, s.SigBlk, s.TracerPid, connection(t, pid))
 }
 
 // awaitAsleep waits until a task sleeps by itself again.
@@ -117,6 +121,7 @@ func dumpOptions(t *testing.T, pid int) *options.Options {
 	o := options.Default()
 	o.Verb, o.Tree, o.ImagesDir = options.Dump, pid, t.TempDir()
 	o.WorkDir, o.Final, o.ShellJob = o.ImagesDir, options.LeaveRunning, true
+	o.TCPEstablished = true
 	return o
 }
 
