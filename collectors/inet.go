@@ -52,6 +52,9 @@ func (Inet) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
 	}
 	defer unix.Close(fd)
 	s := &inetSocket{Probe: p, fd: fd}
+	if err := s.namespace(f.env); err != nil {
+		return nil, err
+	}
 	if err := s.identify(); err != nil {
 		return nil, err
 	}
@@ -81,6 +84,23 @@ func (Inet) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
 		}
 	}
 	return &fdinfo.FileEntry{Isk: s.entry}, nil
+}
+
+// namespace refuses a socket of another network namespace than the tool's. A task may have one without being in there.
+func (s *inetSocket) namespace(env *Env) error {
+	ns, err := unix.IoctlRetInt(s.fd, unix.SIOCGSKNS)
+	if err != nil {
+		return nil // without CAP_NET_ADMIN in there the kernel does not tell
+	}
+	defer unix.Close(ns)
+	var st unix.Stat_t
+	if err := unix.Fstat(ns, &st); err != nil {
+		return fmt.Errorf("network namespace: %w", err)
+	}
+	if own := env.Namespaces.own["net"]; own != 0 && st.Ino != own {
+		return s.Obstacle(fmt.Sprintf("an IP socket of network namespace %d, which is not the tool's and cannot be dumped yet", st.Ino), "run the tool in that namespace (nsenter --net)")
+	}
+	return nil
 }
 
 // identify finds out what kind of socket it is, and refuses kinds that cannot be dumped.
