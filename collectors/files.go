@@ -72,6 +72,8 @@ type Files struct {
 	bpfData   *image.Output[*bpfmap_data.BpfmapDataEntry]
 
 	pipes     map[uint64]bool // pipes whose contents are stored
+	lastPath  string          // the last path that was looked up
+	lastInode inode           // and where it led to
 	pipeBuf   []byte          // contents of the pipe being stored
 	pipesData *image.Output[*pipe_data.PipeDataEntry]
 	fifoData  *image.Output[*pipe_data.PipeDataEntry]

@@ -173,11 +173,16 @@ func (p *Probe) askFS(fd int) (err error) {
 		p.Options, p.optionsErr = socketOptions(fd, p.Domain)
 		return nil
 	}
+	if known, ok := p.Task.fsTypes.Load(p.Stat.Dev); ok {
+		p.FSType = known.(int64)
+		return nil
+	}
 	var fs unix.Statfs_t
 	if err := unix.Fstatfs(fd, &fs); err != nil {
 		return fmt.Errorf("fstatfs of task %d, %s: %w", p.Task.Pid, p.Where(), err)
 	}
 	p.FSType = int64(fs.Type)
+	p.Task.fsTypes.Store(p.Stat.Dev, p.FSType)
 	return nil
 }
 

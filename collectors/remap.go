@@ -38,6 +38,10 @@ func (f *Files) remap(p *Probe, id uint32, link string) (string, error) {
 	if p.mode() == unix.S_IFLNK {
 		flags = unix.AT_SYMLINK_NOFOLLOW
 	}
+	here := inode{dev: p.Stat.Dev, ino: p.Stat.Ino}
+	if f.lastPath == link && f.lastInode == here {
+		return link, nil // the path led here a moment ago, and nothing moves
+	}
 	var st unix.Stat_t
 	err := unix.Fstatat(unix.AT_FDCWD, link, &st, flags)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
@@ -48,6 +52,7 @@ func (f *Files) remap(p *Probe, id uint32, link string) (string, error) {
 		return "", fmt.Errorf("stat %s: %w", link, err)
 	}
 	if st.Dev == p.Stat.Dev && st.Ino == p.Stat.Ino {
+		f.lastPath, f.lastInode = link, here // many descriptors of one file follow each other
 		return link, nil
 	}
 	device := p.mode() == unix.S_IFCHR || p.mode() == unix.S_IFBLK

@@ -4,6 +4,7 @@ import (
 	"cryo/internal/objid"
 	"cryo/internal/procfs"
 	"cryo/internal/remote"
+	"sync"
 
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
@@ -68,6 +69,7 @@ type Task struct {
 
 	namespaces taskNamespaces
 	asked      *question[*Task] // running in the task
+	fsTypes    sync.Map         // device: magic number of its filesystem
 	pidfd      int              // opened on first use; 0 is none
 	peeks      bool             // the guardian knows that queues of its sockets are looked into
 }
