@@ -364,7 +364,8 @@ func (s *inetSocket) emitRawOptions(b *remote.Builder, fd int, o *sk_inet.IpOpts
 		setNumber(b, fd, unix.SOL_IP, unix.IP_NODEFRAG, 1)
 	}
 	if n := len(o.IcmpvFilter); n > 0 && (s.GetProto() == unix.IPPROTO_ICMP || s.GetProto() == unix.IPPROTO_ICMPV6) {
-		b.Call(unix.SYS_SETSOCKOPT, remote.Imm(fd), remote.Imm(icmp), remote.Imm(filter), b.Bytes(words32(o.IcmpvFilter)), remote.Imm(4*n)).Must().Discard()
+		value := b.Bytes(words32(o.IcmpvFilter))
+		b.Call(unix.SYS_SETSOCKOPT, remote.Imm(fd), remote.Imm(icmp), remote.Imm(filter), value, remote.Imm(4*n)).Must().Discard()
 	}
 }
 
@@ -382,7 +383,8 @@ func (s *inetSocket) emitShutdown(b *remote.Builder, fd int) {
 
 // setNumber sets an option whose value is a number.
 func setNumber(b *remote.Builder, fd, level, name, value int) {
-	b.Call(unix.SYS_SETSOCKOPT, remote.Imm(fd), remote.Imm(level), remote.Imm(name), b.Bytes(words32([]uint32{uint32(value)})), remote.Imm(4)).Must().Discard()
+	v := b.Bytes(words32([]uint32{uint32(value)}))
+	b.Call(unix.SYS_SETSOCKOPT, remote.Imm(fd), remote.Imm(level), remote.Imm(name), v, remote.Imm(4)).Must().Discard()
 }
 
 func flag(on bool) int {

@@ -308,7 +308,8 @@ func (s *inetSocket) queueFin(fd int) error {
 
 // deliver plays the peer.
 func (s *inetSocket) deliver(flags byte, seq, ack uint32) error {
-	return tcprepair.Segment{From: s.dst, To: s.src, Seq: seq, Ack: ack, Window: uint16(min(s.stream.GetSndWnd()>>s.stream.GetSndWscale(), 65535)), Flags: flags}.Deliver()
+	window := uint16(min(s.stream.GetSndWnd()>>s.stream.GetSndWscale(), 65535))
+	return tcprepair.Segment{From: s.dst, To: s.src, Seq: seq, Ack: ack, Window: window, Flags: flags}.Deliver()
 }
 
 // checkState makes sure that the segments have arrived. The loopback device has delivered them by the time they are sent.
@@ -318,7 +319,8 @@ func (s *inetSocket) checkState(fd int) error {
 		return fmt.Errorf("TCP_INFO: %w", err)
 	}
 	if uint32(info.State) != s.GetState() {
-		return fmt.Errorf("the connection with %v got into state %d and not %d: does a packet filter drop what the loopback device delivers?", s.dst, info.State, s.GetState())
+		return fmt.Errorf("the connection with %v got into state %d and not %d: does a packet filter drop what the loopback device delivers?",
+			s.dst, info.State, s.GetState())
 	}
 	return nil
 }
