@@ -69,6 +69,9 @@ func (f *freezer) freeze(ctx context.Context, pid int) (*collectors.Task, error)
 	if len(root.Threads) == 0 {
 		return nil, fmt.Errorf("task %d ended while it was being stopped", pid)
 	}
+	if err := f.settleOrphans(); err != nil {
+		return nil, err
+	}
 	for _, t := range f.tasks {
 		sortThreads(t)
 	}
