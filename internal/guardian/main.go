@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -75,6 +76,11 @@ func ignoreSignals() {
 		}
 	}
 	signal.Ignore(all...)
+	// Package signal leaves these, which belong to C libraries, as they are: deadly.
+	for _, s := range []uintptr{32, 34} {
+		ign := [4]uint64{1} // struct sigaction with SIG_IGN
+		unix.RawSyscall6(unix.SYS_RT_SIGACTION, s, uintptr(unsafe.Pointer(&ign)), 0, 8, 0, 0)
+	}
 }
 
 // closeInherited closes what the ward had open without close-on-exec: it is none of the guardian's. What is
