@@ -30,11 +30,16 @@ func evict(ctx context.Context, data json.RawMessage, fds []int) error {
 	if err := decode(data, &r, fds, 0); err != nil {
 		return err
 	}
+	return eachTask(r.Tasks, func(t Task) error { return remote.Evict(ctx, t.PID) })
+}
+
+// eachTask does the same for every task that is still there; one that fails does not spare the others.
+func eachTask(tasks []Task, do func(Task) error) error {
 	var errs []error
-	for _, t := range r.Tasks {
+	for _, t := range tasks {
 		there, err := t.exists()
 		if there && err == nil {
-			err = remote.Evict(ctx, t.PID)
+			err = do(t)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("task %d: %w", t.PID, err))

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 
 	"golang.org/x/sys/unix"
 
@@ -24,17 +23,7 @@ func peekOffsets(ctx context.Context, data json.RawMessage, fds []int) error {
 	if err := decode(data, &r, fds, 0); err != nil {
 		return err
 	}
-	var errs []error
-	for _, t := range r.Tasks {
-		there, err := t.exists()
-		if there && err == nil {
-			err = t.eachDescriptor(ctx, clearPeekOffset)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("task %d: %w", t.PID, err))
-		}
-	}
-	return errors.Join(errs...)
+	return eachTask(r.Tasks, func(t Task) error { return t.eachDescriptor(ctx, clearPeekOffset) })
 }
 
 // eachDescriptor duplicates the descriptors of a task one after the other (pidfd_getfd, Linux 5.6).
