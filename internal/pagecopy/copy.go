@@ -194,10 +194,10 @@ func (c *Copier) fail() error {
 	return context.Cause(c.ctx)
 }
 
-// Close waits until all is written. It has to be called in any case.
+// Close waits until all is written. It has to be called in any case, and repeats the error of a Put that failed.
 func (c *Copier) Close() error {
-	var err error
-	if c.cur != nil {
+	err := context.Cause(c.ctx) // a Put that failed left nothing behind to send
+	if c.cur != nil && err == nil {
 		err = c.send()
 	}
 	close(c.work)
