@@ -120,15 +120,20 @@ func (g *ghost) name(n *Named, t *traces) (string, error) {
 	if g.head.GetMode()&unix.S_IFMT == unix.S_IFREG {
 		return g.regular(n, t)
 	}
+	name, err := g.free(n, t)
+	if err != nil {
+		return "", err
+	}
+	return name, makeNode(name, g.head)
+}
+
+// free finds a name for a user's file that is not taken, and notes that it is about to be made.
+func (g *ghost) free(n *Named, t *traces) (string, error) {
 	for _, try := range []string{n.path, n.path + spare} {
 		var st unix.Stat_t
-		if unix.Lstat(try, &st) == nil {
-			continue
+		if unix.Lstat(try, &st) != nil {
+			return try, t.made(Trace{Path: try, Directory: g.head.GetMode()&unix.S_IFMT == unix.S_IFDIR})
 		}
-		if err := t.made(Trace{Path: try, Directory: g.head.GetMode()&unix.S_IFMT == unix.S_IFDIR}); err != nil {
-			return "", err
-		}
-		return try, makeNode(try, g.head)
 	}
 	return "", fmt.Errorf("%s and %[1]s%s are both taken", n.path, spare)
 }
@@ -178,22 +183,16 @@ func (g *ghost) regular(n *Named, t *traces) (string, error) {
 }
 
 func (g *ghost) regularNamed(n *Named, t *traces) (string, error) {
-	for _, try := range []string{n.path, n.path + spare} {
-		var st unix.Stat_t
-		if unix.Lstat(try, &st) == nil {
-			continue
-		}
-		if err := t.made(Trace{Path: try, Directory: g.head.GetMode()&unix.S_IFMT == unix.S_IFDIR}); err != nil {
-			return "", err
-		}
-		fd, err := unix.Open(try, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-		if err != nil {
-			return "", &os.PathError{Op: "make", Path: try, Err: err}
-		}
-		defer unix.Close(fd)
-		return try, errors.Join(g.content(n, fd), g.dress(fd))
+	name, err := g.free(n, t)
+	if err != nil {
+		return "", err
 	}
-	return "", fmt.Errorf("%s and %[1]s%s are both taken", n.path, spare)
+	fd, err := unix.Open(name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return "", &os.PathError{Op: "make", Path: name, Err: err}
+	}
+	defer unix.Close(fd)
+	return name, errors.Join(g.content(n, fd), g.dress(fd))
 }
 
 // dress gives the file its owner and mode, in this order: a change of the owner takes set-id bits away.

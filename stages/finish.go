@@ -87,12 +87,9 @@ func (d *dumper) finish(_ *pipeline.Stage, v valid) error {
 		records = append(records, d.groupRecord())
 	}
 	records = append(records, d.reconnections()...)
-	forget, err := d.insure(records)
-	if err != nil {
-		return err
-	}
+	forget, err := d.pointOfNoReturn(records)
 	defer forget()
-	if err := d.undo.Commit(); err != nil {
+	if err != nil {
 		return err
 	}
 	if err := d.reconnect(); err != nil {
@@ -126,12 +123,9 @@ func (d *dumper) endTree(tasks []*collectors.Task) error {
 		}
 		records = append(records, r)
 	}
-	forget, err := d.insure(records)
-	if err != nil {
-		return err
-	}
+	forget, err := d.pointOfNoReturn(records)
 	defer forget()
-	if err := d.undo.Commit(); err != nil {
+	if err != nil {
 		return err
 	}
 	if err := d.silence(); err != nil {
@@ -140,8 +134,9 @@ func (d *dumper) endTree(tasks []*collectors.Task) error {
 	return d.tracer.Do(d.freezer.kill)
 }
 
-// insure gives the guardian what is to be done after the commit; forget tells it that it has been done.
-func (d *dumper) insure(records []pipeline.UndoRecord) (forget func(), err error) {
+// pointOfNoReturn gives the guardian what is to be done from here on and drops what would have been taken back; forget
+// tells the guardian that all has been done.
+func (d *dumper) pointOfNoReturn(records []pipeline.UndoRecord) (forget func(), err error) {
 	var forgets []func()
 	forget = func() {
 		for _, f := range forgets {
@@ -149,7 +144,7 @@ func (d *dumper) insure(records []pipeline.UndoRecord) (forget func(), err error
 		}
 	}
 	if d.guard == nil {
-		return forget, nil
+		return forget, d.undo.Commit()
 	}
 	for _, r := range records {
 		f, err := d.guard.Finish(r)
@@ -158,5 +153,5 @@ func (d *dumper) insure(records []pipeline.UndoRecord) (forget func(), err error
 		}
 		forgets = append(forgets, f)
 	}
-	return forget, nil
+	return forget, d.undo.Commit()
 }
