@@ -15,6 +15,8 @@ import (
 	"cryo/internal/image"
 	"cryo/internal/pagecopy"
 
+	"cryo/internal/uffd"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -39,7 +41,7 @@ func beFillTarget() {
 	if err := mapFresh(fillBase, fillPages*image.PageSize); err != nil {
 		panic(err)
 	}
-	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK|uffdUserModeOnly, 0, 0)
+	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK|uffd.UserModeOnly, 0, 0)
 	if errno != 0 {
 		fmt.Println(-1)
 	} else {

@@ -6,9 +6,9 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"unsafe"
 
 	"cryo/internal/remote"
+	"cryo/internal/uffd"
 	"cryo/internal/vma"
 
 	"golang.org/x/sys/unix"
@@ -19,23 +19,10 @@ import (
 // meanwhile, so there are no faults to serve. Closing it leaves ordinary memory.
 type Uffd struct {
 	InTask int // its number in the task, which closes it when all is filled
-	fd     int
+	fd     uffd.FD
 	pid    int
 	ranges []Range // where Copy may write, ascending
 }
-
-// Constants of linux/userfaultfd.h.
-const (
-	uffdUserModeOnly = 1
-	uffdAPI          = 0xaa
-	uffdioAPI        = 0xc018aa3f
-	uffdioRegister   = 0xc020aa00
-	uffdioUnregister = 0x8010aa01
-	uffdioCopy       = 0xc028aa03
-	uffdModeMissing  = 1
-	uffdCopyDontWake = 1
-	uffdCopyIoctl    = 3 // _UFFDIO_COPY, a bit of the answer to registering
-)
 
 // minCopied is the size in bytes from which on a mapping is worth the calls that prepare it.
 const minCopied = 4 << 20
@@ -67,30 +54,22 @@ func hugeAlways() bool {
 
 // EmitUffd makes a userfaultfd in the task. Its descriptor, or an error number, is the operation's result.
 func EmitUffd(b *remote.Builder) remote.Op {
-	return b.Call(unix.SYS_USERFAULTFD, remote.Imm(unix.O_CLOEXEC|unix.O_NONBLOCK|uffdUserModeOnly))
+	return b.Call(unix.SYS_USERFAULTFD, remote.Imm(unix.O_CLOEXEC|unix.O_NONBLOCK|uffd.UserModeOnly))
 }
 
 // OpenUffd takes over the userfaultfd that a task has as fd. Ranges the kernel does not take are left out.
 func OpenUffd(pid, fd int, ranges []Range) (*Uffd, error) {
-	pidfd, err := unix.PidfdOpen(pid, 0)
+	own, err := uffd.FromTask(pid, fd)
 	if err != nil {
-		return nil, fmt.Errorf("pidfd_open of task %d: %w", pid, err)
-	}
-	defer unix.Close(pidfd)
-	own, err := unix.PidfdGetfd(pidfd, fd, 0)
-	if err != nil {
-		return nil, fmt.Errorf("userfaultfd of task %d: %w", pid, err)
+		return nil, err
 	}
 	u := &Uffd{InTask: fd, fd: own, pid: pid}
-	api := [3]uint64{uffdAPI}
-	if err := u.ioctl(uffdioAPI, unsafe.Pointer(&api)); err != nil {
+	if err := own.API(0); err != nil {
 		u.Close()
 		return nil, err
 	}
 	for _, r := range ranges {
-		arg := [4]uint64{r.Start, r.Len(), uffdModeMissing}
-		err := u.ioctl(uffdioRegister, unsafe.Pointer(&arg))
-		if err == nil && arg[3]&(1<<uffdCopyIoctl) != 0 {
+		if can, err := own.Register(r.Start, r.Len(), uffd.Missing); err == nil && can&uffd.CanCopy != 0 {
 			u.ranges = append(u.ranges, r)
 		}
 	}
@@ -105,10 +84,9 @@ func (u *Uffd) Close() error {
 	}
 	var errs []error
 	for _, r := range u.ranges {
-		arg := [2]uint64{r.Start, r.Len()}
-		errs = append(errs, u.ioctl(uffdioUnregister, unsafe.Pointer(&arg)))
+		errs = append(errs, u.fd.Unregister(r.Start, r.Len()))
 	}
-	errs = append(errs, unix.Close(u.fd))
+	errs = append(errs, u.fd.Close())
 	u.fd = -1
 	return errors.Join(errs...)
 }
@@ -128,25 +106,11 @@ func (f *PageFill) UseUffd(u *Uffd) {
 // Copy fills fresh pages at addr.
 func (u *Uffd) Copy(addr uint64, b []byte) error {
 	for len(b) > 0 {
-		arg := struct {
-			dst  uint64
-			src  unsafe.Pointer
-			len  uint64
-			mode uint64
-			done int64
-		}{addr, unsafe.Pointer(&b[0]), uint64(len(b)), uffdCopyDontWake, 0}
-		err := u.ioctl(uffdioCopy, unsafe.Pointer(&arg))
-		if err != nil && !(errors.Is(err, unix.EAGAIN) && arg.done >= 0) {
+		n, err := u.fd.Copy(addr, b, true)
+		if err != nil && !errors.Is(err, unix.EAGAIN) {
 			return fmt.Errorf("copy pages to %x of task %d: %w", addr, u.pid, err)
 		}
-		addr, b = addr+uint64(arg.done), b[arg.done:]
-	}
-	return nil
-}
-
-func (u *Uffd) ioctl(nr uintptr, arg unsafe.Pointer) error {
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(u.fd), nr, uintptr(arg)); errno != 0 {
-		return os.NewSyscallError("ioctl of userfaultfd", errno)
+		addr, b = addr+uint64(n), b[n:]
 	}
 	return nil
 }

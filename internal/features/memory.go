@@ -11,6 +11,7 @@ import (
 	"cryo/internal/options"
 	"cryo/internal/pagemap"
 	"cryo/internal/procfs"
+	"cryo/internal/uffd"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,11 +25,11 @@ var (
 	ProcmapQuery = define("procmap_query", ByName, "6.11", "list mappings without text", probeProcmapQuery)
 	SoftDirty    = define("soft_dirty", ByName, "3.11", "know which pages were written since", probeSoftDirty)
 	WPAsync      = define("uffd_wp_async", ByName, "6.7", "know which pages were written since, by write protection",
-		func() error { return probeUffd(uffdFeatureWPAsync) })
+		func() error { return probeUffd(uffd.WPAsync) })
 	DirtyTrack  = define("mem_dirty_track", Extra, "3.11", "incremental dumps", probeDirtyTrack).usedBy(options.Incremental)
 	Uffd        = define("uffd", Extra, "4.3", "serve page faults", func() error { return probeUffd(0) }).usedBy(options.Lazy)
 	UffdNonCoop = define("uffd-noncoop", Extra, "4.11", "serve page faults of tasks that know nothing of it",
-		func() error { return probeUffd(uffdNonCoop) }).usedBy(options.Lazy)
+		func() error { return probeUffd(uffd.NonCooperative) }).usedBy(options.Lazy)
 	AioRemap     = define("aio_remap", Extra, "3.19", "move the ring of asynchronous I/O", probeAioRemap)
 	MemfdHugetlb = define("memfd_hugetlb", Extra, "4.16", "huge pages in a memfd", func() error { return probeMemfd(unix.MFD_HUGETLB) })
 	MemfdExec    = define("memfd_exec", ByName, "3.17", "run a program from memory", probeMemfdExec)
@@ -110,30 +111,13 @@ func probeDirtyTrack() error {
 	return errors.New("the kernel has neither soft-dirty bits nor asynchronous write protection")
 }
 
-// Features of userfaultfd, and its handshake.
-const (
-	uffdAPI            = 0xaa
-	uffdFeatureFork    = 1 << 1
-	uffdFeatureRemap   = 1 << 2
-	uffdFeatureRemove  = 1 << 3
-	uffdFeatureUnmap   = 1 << 6
-	uffdFeatureWPAsync = 1 << 15
-	uffdNonCoop        = uffdFeatureFork | uffdFeatureRemap | uffdFeatureRemove | uffdFeatureUnmap
-	uffdioAPI          = 0xc018aa3f // _IOWR(0xAA, 0x3F, struct uffdio_api)
-)
-
 // probeUffd shakes hands for features.
 func probeUffd(features uint64) error {
-	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK, 0, 0)
-	if errno != 0 {
-		return os.NewSyscallError("userfaultfd", errno)
+	fd, err := uffd.Open(0, features)
+	if err != nil {
+		return err
 	}
-	defer unix.Close(int(fd))
-	api := struct{ api, features, ioctls uint64 }{api: uffdAPI, features: features}
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, uffdioAPI, uintptr(unsafe.Pointer(&api))); errno != 0 {
-		return os.NewSyscallError("ioctl(UFFDIO_API)", errno)
-	}
-	return nil
+	return fd.Close()
 }
 
 func probeMemfd(flags int) error {
