@@ -143,10 +143,18 @@ func (r *restorer) spawn(s *pipeline.Stage, p *restorePlan) (*member, error) {
 func (r *restorer) kill() error {
 	return r.tracer.Do(func() error {
 		r.made.kill()
-		// The tracer has no other children. A leader is not gone before its threads have been waited for.
+		// The tracer has no other children. A leader is not gone before its threads have been waited for. A task whose
+		// forker was killed before it could tell of the fork is met here for the first time, at its birth.
 		for {
-			if _, err := ptrace.WaitAny(); err != nil {
+			st, err := ptrace.WaitAny()
+			if errors.Is(err, unix.ECHILD) {
 				return nil
+			}
+			if err != nil {
+				return err
+			}
+			if !st.Gone() {
+				unix.Kill(st.TID, unix.SIGKILL)
 			}
 		}
 	})

@@ -9,7 +9,8 @@ import (
 )
 
 // Kill kills a task whose threads are all traced by the calling thread, and reaps it: first its other threads, because the
-// end of the leader is reported only after all of them. A task that is gone already is no error.
+// end of the leader is reported only after all of them. So pid has to be the leader's: that of another thread would wait for
+// ever. A task that is gone already is no error.
 func Kill(pid int) error {
 	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 	if os.IsNotExist(err) {

@@ -37,7 +37,7 @@ func (s *Session) Clone(c Child) (*Session, error) {
 func (s *Session) CloneAll(children []Child) ([]*Session, error) {
 	tids, err := s.cloneProgram("fork children", children)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, killAll(tids))
 	}
 	sessions := make([]*Session, len(tids))
 	for i, tid := range tids {
@@ -51,7 +51,8 @@ func (s *Session) CloneAll(children []Child) ([]*Session, error) {
 }
 
 // CloneThreads makes the session's task clone threads with the given ids, one for each pid namespace it is in from the
-// innermost on. All are stopped when it returns; RunOn and Enter run programs on them.
+// innermost on. All are stopped when it returns; RunOn and Enter run programs on them. On an error the task has some of them,
+// and is good for nothing but being killed: threads do not end alone.
 func (s *Session) CloneThreads(ids [][]int) ([]*Thread, error) {
 	children := make([]Child, len(ids))
 	for i, id := range ids {
@@ -70,7 +71,8 @@ func (s *Session) CloneThreads(ids [][]int) ([]*Thread, error) {
 	return threads, nil
 }
 
-// cloneProgram runs the program that makes the children and returns their ids as this process sees them.
+// cloneProgram runs the program that makes the children and returns their ids as this process sees them, those of the ones
+// that were made if there is an error.
 func (s *Session) cloneProgram(name string, children []Child) ([]int, error) {
 	b := NewBuilder(name)
 	for _, c := range children {
@@ -83,10 +85,7 @@ func (s *Session) cloneProgram(name string, children []Child) ([]int, error) {
 	if err == nil && len(tids) != len(children) {
 		err = fmt.Errorf("task %d cloned %d of %d", s.leader.thread.TID, len(tids), len(children))
 	}
-	if err != nil {
-		return nil, errors.Join(err, killAll(tids))
-	}
-	return tids, nil
+	return tids, err
 }
 
 // add adds the operations that clone c. The child never runs past its birth stop by itself, so it needs no branch.
@@ -138,9 +137,10 @@ func (s *Session) copyFor(leader *Thread) *Session {
 	return c
 }
 
-func killAll(tids []int) (err error) {
-	for _, tid := range tids {
-		err = errors.Join(err, ptrace.Kill(tid))
+// killAll kills tasks by their leaders.
+func killAll(pids []int) (err error) {
+	for _, pid := range pids {
+		err = errors.Join(err, ptrace.Kill(pid))
 	}
 	return err
 }

@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -125,6 +126,27 @@ func TestCloneFamily(t *testing.T) {
 			pid := c.Leader().Thread().TID
 			unix.Kill(pid, unix.SIGKILL)
 			ptrace.Wait(pid)
+		}
+		return nil
+	})
+}
+
+// TestThreadIDTaken wants an error, and a task that can be killed, where an id of a thread has been taken meanwhile.
+func TestThreadIDTaken(t *testing.T) {
+	const n = 5
+	first := freePID(t, n+1)
+	spawned(t, SpawnOptions{TID: []int{first}}, func(s *Session) error {
+		ids := [][]int{{first + 1}, {first + 2}, {first + 3}, {first}, {first + 5}}
+		_, err := s.CloneThreads(ids)
+		if !errors.Is(err, unix.EEXIST) {
+			t.Errorf("cloning a thread with an id that is taken: %v", err)
+		}
+		pid := s.Leader().Thread().TID
+		if err := ptrace.Kill(pid); err != nil {
+			return err
+		}
+		if err := unix.Kill(pid, 0); err != unix.ESRCH {
+			t.Errorf("task %d is still there: %v", pid, err)
 		}
 		return nil
 	})
