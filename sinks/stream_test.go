@@ -228,19 +228,19 @@ func (s *fakeStreamer) serve(conn *net.UnixConn) {
 }
 
 func TestStreamer(t *testing.T) {
+	short, err := os.MkdirTemp("/tmp", "s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(short)
 	// A path that does not fit into a socket address.
-	dir := filepath.Join(t.TempDir(), strings.Repeat("d", 100))
+	dir := filepath.Join(short, strings.Repeat("d", 100))
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := sinks.NewStreamer(dir); err == nil || !strings.Contains(err.Error(), "is it running") {
 		t.Errorf("without a streamer: %v", err)
 	}
-	short, err := os.MkdirTemp("/tmp", "s")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(short)
 	s := &fakeStreamer{t: t, dir: short, files: map[string][]byte{}, sent: map[string]bool{}}
 	wait := s.listen("streamer-capture.sock", s.capture)
 	if err := os.Rename(filepath.Join(short, "streamer-capture.sock"), filepath.Join(dir, "streamer-capture.sock")); err != nil {

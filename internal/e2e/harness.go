@@ -21,7 +21,7 @@ import (
 
 // patience bounds every wait of the harness: a machine under load is slow, a
 // hang is a failure.
-const patience = 40 * time.Second
+const patience = 2 * time.Minute
 
 // Tools are the binaries under test and the compiled workloads.
 type Tools struct {
@@ -318,7 +318,8 @@ func Run(t testing.TB, argv ...string) Result {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	cmd.WaitDelay = time.Second
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGQUIT) } // it tells what it is waiting for
+	cmd.WaitDelay = 10 * time.Second
 	start := time.Now()
 	err := cmd.Run()
 	result := Result{Args: argv, Stdout: stdout.String(), Stderr: stderr.String(), Wall: time.Since(start)}
@@ -330,7 +331,7 @@ func Run(t testing.TB, argv ...string) Result {
 		result.MaxRSS = usage.Maxrss
 	}
 	if ctx.Err() != nil {
-		t.Fatalf("%s hung for %v", strings.Join(argv, " "), patience)
+		t.Fatalf("%s hung for %v; stderr: %s", strings.Join(argv, " "), patience, result.Stderr)
 	}
 	return result
 }

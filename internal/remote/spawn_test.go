@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -44,10 +45,13 @@ func spawned(t testing.TB, o SpawnOptions, f func(*Session) error) {
 	}
 }
 
-// freePID finds a pid nobody has.
+// freePID finds the first of n pids that nobody has, nor is about to get: they lie well ahead of those given out now.
 func freePID(t testing.TB, n int) int {
 	t.Helper()
-	for pid := 20000; pid < 32000; pid += n + 1 {
+	const lowest, ahead = 300, 4000
+	last, most := sysctl(t, "ns_last_pid"), sysctl(t, "pid_max")
+	for step := 0; step < most; step += n + 1 {
+		pid := lowest + (last+ahead+step)%(most-lowest-n)
 		used := false
 		for i := range n {
 			used = used || unix.Kill(pid+i, 0) != unix.ESRCH
@@ -58,6 +62,20 @@ func freePID(t testing.TB, n int) int {
 	}
 	t.Skip("no run of free pids")
 	return 0
+}
+
+// sysctl reads a number of /proc/sys/kernel.
+func sysctl(t testing.TB, name string) int {
+	t.Helper()
+	text, err := os.ReadFile("/proc/sys/kernel/" + name)
+	if err != nil {
+		t.Skip("needs what the kernel says of pids: ", err)
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 func TestSpawn(t *testing.T) {

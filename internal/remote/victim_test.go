@@ -315,7 +315,7 @@ func TestSpawnKeepsCapabilities(t *testing.T) {
 	if err := exec.Command("cp", "--", fmt.Sprintf("/proc/%d/exe", os.Getpid()), exe).Run(); err != nil {
 		t.Fatal(err)
 	}
-	for dir := filepath.Dir(exe); dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
+	for dir := filepath.Dir(exe); dir != filepath.Clean(os.TempDir()) && dir != "/"; dir = filepath.Dir(dir) {
 		os.Chmod(dir, 0o755)
 	}
 	cmd := exec.Command(exe)
