@@ -7,6 +7,7 @@ import (
 
 	"cryo/internal/image"
 	"cryo/internal/objid"
+	"cryo/internal/sockdiag"
 
 	bpfmap_data "github.com/checkpoint-restore/go-criu/v8/crit/images/bpfmap-data"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
@@ -53,6 +54,7 @@ type Files struct {
 
 	ttys     terminals
 	unix     *unixSockets
+	netlinks map[uint32]sockdiag.Netlink // those the kernel lists; nil before the first is met
 	skQueues *image.Output[*sk_packet.SkPacketEntry]
 	self     *Task // the tool, while it holds descriptors in flight; nil before the first
 	inFlight []int // those descriptors

@@ -52,9 +52,11 @@ func (Inet) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
 	}
 	defer unix.Close(fd)
 	s := &inetSocket{Probe: p, fd: fd}
-	if err := s.namespace(f.env); err != nil {
+	ns, _, err := p.netNS(f.env, fd, "an IP socket")
+	if err != nil {
 		return nil, err
 	}
+	ns.Close()
 	if err := s.identify(); err != nil {
 		return nil, err
 	}
@@ -84,23 +86,6 @@ func (Inet) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
 		}
 	}
 	return &fdinfo.FileEntry{Isk: s.entry}, nil
-}
-
-// namespace refuses a socket of another network namespace than the tool's. A task may have one without being in there.
-func (s *inetSocket) namespace(env *Env) error {
-	ns, err := unix.IoctlRetInt(s.fd, unix.SIOCGSKNS)
-	if err != nil {
-		return nil // without CAP_NET_ADMIN in there the kernel does not tell
-	}
-	defer unix.Close(ns)
-	var st unix.Stat_t
-	if err := unix.Fstat(ns, &st); err != nil {
-		return fmt.Errorf("network namespace: %w", err)
-	}
-	if own := env.Namespaces.own["net"]; own != 0 && st.Ino != own {
-		return s.Obstacle(fmt.Sprintf("an IP socket of network namespace %d, which is not the tool's and cannot be dumped yet", st.Ino), "run the tool in that namespace (nsenter --net)")
-	}
-	return nil
 }
 
 // identify finds out what kind of socket it is, and refuses kinds that cannot be dumped.

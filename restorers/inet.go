@@ -64,8 +64,8 @@ func (Inet) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
 	if err := s.check(); err != nil {
 		return nil, image.Errorf(image.Files.File(0), -1, "id %d, IP socket: %w", e.GetId(), err)
 	}
-	if own := p.Set.Inventory.GetRootIds(); s.GetNsId() != 0 && own != nil && s.GetNsId() != own.GetNetNsId() {
-		return nil, fmt.Errorf("a socket of network namespace %d, which is not that of the tool: namespaces are not built yet", s.GetNsId())
+	if err := p.inOwnNetNS(s.GetNsId()); err != nil {
+		return nil, err
 	}
 	if s.connection() {
 		if err := s.planConnection(p); err != nil {

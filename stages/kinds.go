@@ -31,6 +31,7 @@ var kinds = []Kind{
 	{fdinfo.FdTypes_MEMFD, collectors.Memfd{}, restorers.Memfd{}},
 	{fdinfo.FdTypes_TTY, collectors.TTY{}, restorers.TTY{}},
 	{fdinfo.FdTypes_INETSK, collectors.Inet{}, restorers.Inet{}},
+	{fdinfo.FdTypes_NETLINKSK, collectors.Netlink{}, restorers.Netlink{}},
 	{fdinfo.FdTypes_REG, collectors.RegFile{}, restorers.RegFile{}},
 }
 

@@ -45,6 +45,8 @@ var workloads = []workload{
 	{name: "unix"},
 	{name: "unixfine", peerFails: "criu's images hold no senders of messages, and its restore no names of accepted connections"},
 	{name: "inet", options: []string{"--tcp-established"}, peerFails: "criu dumps no listeners of MPTCP, and has no shutdown of reading"},
+	{name: "netlink"},
+	{name: "netlink", args: []string{"fine"}, peerFails: "criu refuses groups beyond 32 and those of an unbound socket, and forgets options of netlink"},
 	{name: "signals"},
 	{name: "ptys", peerFails: "criu joins lines that wait at a terminal, and forgets what was written before a slave was closed"},
 	{name: "tree"},
