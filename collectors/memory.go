@@ -35,9 +35,12 @@ type Memory struct {
 	checked   bool
 }
 
-// manyMappings is the number from which on smaps, which takes the kernel 3 microseconds a mapping, is read beside
-// the work that does not need it.
-const manyMappings = 512
+// From so many mappings, or so many KiB in memory, on smaps is read beside the work that does not need it: it takes the
+// kernel 3 microseconds a mapping and 40 milliseconds a GiB.
+const (
+	manyMappings = 512
+	muchMemory   = 64 << 10
+)
 
 // ReadMemory lists the mappings of a task. Nothing in the task may run from now on.
 func ReadMemory(t *Task) (*Memory, error) {
@@ -63,12 +66,17 @@ func ReadMemory(t *Task) (*Memory, error) {
 		}
 	}
 	m.flags = sync.OnceValues(func() ([]vma.Flags, error) { return vma.ReadFlags(t.Pid, maps) })
-	if len(maps) < manyMappings {
+	if m.small(t) {
 		_, err := m.flags()
 		return m, err
 	}
 	go m.flags()
 	return m, nil
+}
+
+// small says whether smaps is read at once.
+func (m *Memory) small(t *Task) bool {
+	return len(m.maps) < manyMappings && t.Status != nil && t.Status.VmRSS < muchMemory
 }
 
 // openMode notes with what rights the mapped file was open: the modes of the link in map_files are the file's.
@@ -98,7 +106,7 @@ func (m *Memory) openMode(t *Task, i int) error {
 func mapLink(m *vma.Mapping) string { return "map_files/" + m.Link() }
 
 // Register gives the files and shared objects behind the mappings their ids and notes what stands in the way of a
-// dump. It is called in task order. What stands in the way of a task with many mappings is known only after Check,
+// dump. It is called in task order. What stands in the way of a large task is known only after Check,
 // unless this is a dry run.
 func (m *Memory) Register(env *Env, t *Task) error {
 	m.shared = env.Shared
@@ -107,7 +115,7 @@ func (m *Memory) Register(env *Env, t *Task) error {
 			return err
 		}
 	}
-	if len(m.maps) < manyMappings || env.DryRun {
+	if m.small(t) || env.DryRun {
 		return m.Check(env, t)
 	}
 	return nil

@@ -54,11 +54,13 @@ func (m *Memory) DumpPages(ctx context.Context, t *Task, dst PageDest, stats *Me
 	return m.walk(pm, copier.Put)
 }
 
-// walk puts the ranges to be stored in the order of their addresses, and notes guard regions. One scan over the whole
-// address space costs a third of one a mapping.
+// largeMapping is the size in bytes from which on an anonymous mapping is scanned by itself.
+const largeMapping = 4 << 20
+
+// walk puts the ranges to be stored in the order of their addresses, and notes guard regions. One scan over many small
+// mappings costs a third of one a mapping.
 func (m *Memory) walk(pm *pagemap.Map, put func(pagecopy.Range) error) error {
 	w := walker{m: m, put: put}
-	scan := func(start, end uint64) error { return pm.Scan(start, end, pagemap.Own, w.region) }
 	last := len(m.maps) - 1
 	for last >= 0 && m.kinds[last] == vma.Vsyscall { // it lies beyond what a task can map, and what can be scanned
 		last--
@@ -66,20 +68,27 @@ func (m *Memory) walk(pm *pagemap.Map, put func(pagecopy.Range) error) error {
 	if last < 0 {
 		return nil
 	}
-	var err error
-	if pagemap.HasScan() {
-		err = scan(m.maps[0].Start, m.maps[last].End)
-	} else {
-		for i := 0; i <= last && err == nil; i++ {
-			if m.private(i) {
-				err = scan(m.maps[i].Start, m.maps[i].End)
+	for i := 0; i <= last; {
+		from, query := i, pagemap.Own
+		if m.largeAnonymous(i) {
+			i, query = i+1, pagemap.OwnAnonymous
+		} else if i++; pagemap.HasScan() {
+			for i <= last && !m.largeAnonymous(i) {
+				i++
 			}
+		} else if !m.private(from) {
+			continue
+		}
+		if err := pm.Scan(m.maps[from].Start, m.maps[i-1].End, query, w.region); err != nil {
+			return err
 		}
 	}
-	if err != nil {
-		return err
-	}
 	return w.until(m.maps[last].End)
+}
+
+// largeAnonymous says whether mapping i is large and can have no page of a file.
+func (m *Memory) largeAnonymous(i int) bool {
+	return m.kinds[i] == vma.Anonymous && m.maps[i].Len() >= largeMapping && m.private(i)
 }
 
 // walker lays regions with pages over the mappings.
@@ -100,6 +109,9 @@ func (w *walker) region(r pagemap.Region) error {
 	}
 	for i := w.next; i < len(w.m.maps) && w.m.maps[i].Start < r.End; i++ {
 		mp := &w.m.maps[i]
+		if err := w.m.beSure(i); err != nil {
+			return err
+		}
 		if !w.m.private(i) {
 			continue
 		}
@@ -134,6 +146,15 @@ func (w *walker) until(addr uint64) error {
 		}
 	}
 	return nil
+}
+
+// beSure waits for the flags of mapping i if it may be one that the kernel may drop at any time. These are small; and where
+// mappings are many, what is in them is rather stored in vain.
+func (m *Memory) beSure(i int) error {
+	if m.flagged || m.maps[i].Len() >= largeMapping || m.kinds[i] != vma.Anonymous || len(m.maps) >= manyMappings {
+		return nil
+	}
+	return m.applyFlags()
 }
 
 // private says whether mapping i has pages of the task's own.

@@ -31,6 +31,8 @@ type Status struct {
 	// THPDisabled says that huge pages are forbidden by prctl (Linux 5.0 prints it as THP_enabled: 0).
 	THPDisabled bool
 	VmLck       uint64 // KiB
+	VmRSS       uint64 // KiB
+	RssAnon     uint64 // KiB, 0 before Linux 4.5
 }
 
 // Status reads /proc/PID/status.
@@ -108,6 +110,10 @@ func (p *statusParser) line(s *Status, key, v string) {
 		s.THPDisabled = v == "0"
 	case "VmLck":
 		s.VmLck = p.num(strings.TrimSuffix(v, " kB"), 10)
+	case "VmRSS":
+		s.VmRSS = p.num(strings.TrimSuffix(v, " kB"), 10)
+	case "RssAnon":
+		s.RssAnon = p.num(strings.TrimSuffix(v, " kB"), 10)
 	default:
 		if m := s.mask(key); m != nil {
 			*m = p.num(v, 16)
