@@ -4,6 +4,7 @@ import (
 	"errors"
 	"runtime"
 	"sync"
+	"time"
 )
 
 // Tracer is one OS thread that owns a set of tracees. Every ptrace request and every wait for them is made inside Do.
@@ -63,8 +64,15 @@ func (t *Tracer) send(job func()) (ok bool) {
 	return
 }
 
-// Close ends the tracer's thread. Tracees it still has are let go by the kernel, or killed under OptExitKill.
+// closePatience is how long Close waits for a job that was left behind.
+const closePatience = 10 * time.Second
+
+// Close ends the tracer's thread. Tracees it still has are let go by the kernel, or killed under OptExitKill. A job that
+// was left behind and does not end keeps the thread until it does, or this process ends.
 func (t *Tracer) Close() {
 	t.close.Do(func() { close(t.work) })
-	<-t.done
+	select {
+	case <-t.done:
+	case <-time.After(closePatience):
+	}
 }

@@ -1,6 +1,7 @@
 package ptrace
 
 import (
+	"errors"
 	"fmt"
 	"syscall"
 
@@ -50,33 +51,49 @@ func (s Status) String() string {
 	return fmt.Sprintf("thread %d reported status %#x", s.TID, int(s.WaitStatus))
 }
 
-// Wait waits for the next stop or the end of one tracee. __WALL sees threads and children with any exit signal,
+// Wait waits for the next stop or the end of one tracee. The error is a *StuckError if that is not to be expected any more. __WALL sees threads and children with any exit signal,
 // __WNOTHREAD only what belongs to the calling thread, so that nobody else's children are reaped.
 func Wait(tid int) (Status, error) {
-	return wait(tid, 0)
+	return wait(tid)
 }
 
 // Poll is Wait that does not sleep; ok tells whether there was something to report.
 func Poll(tid int) (s Status, ok bool, err error) {
-	s, err = wait(tid, unix.WNOHANG)
+	s, err = wait4(tid, unix.WNOHANG)
 	return s, s.TID != 0, err
 }
 
-// WaitAny waits for the next stop or end of any tracee or child of the calling thread.
-func WaitAny() (Status, error) { return wait(-1, 0) }
-
-func wait(tid, flags int) (Status, error) {
+// WaitAny waits for the next stop or end of any tracee or child of the calling thread, however long that takes.
+func WaitAny() (Status, error) {
 	for {
-		var ws unix.WaitStatus
-		got, err := unix.Wait4(tid, &ws, unix.WALL|unix.WNOTHREAD|flags, nil)
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err != nil:
-			return Status{TID: tid}, fmt.Errorf("wait for thread %d: %w", tid, err)
+		if s, err := wait4(-1, 0); !errors.Is(err, unix.EINTR) {
+			return s, err
 		}
-		return Status{got, ws}, nil
 	}
+}
+
+// wait waits for one thread, but not for ever: see patience.
+func wait(tid int) (Status, error) {
+	w := begin(tid)
+	defer w.end()
+	for {
+		s, err := wait4(tid, 0)
+		if !errors.Is(err, unix.EINTR) {
+			return s, err
+		}
+		if err := w.givenUp(); err != nil {
+			return s, err
+		}
+	}
+}
+
+func wait4(tid, flags int) (Status, error) {
+	var ws unix.WaitStatus
+	got, err := unix.Wait4(tid, &ws, unix.WALL|unix.WNOTHREAD|flags, nil)
+	if err != nil {
+		return Status{TID: tid}, fmt.Errorf("wait for thread %d: %w", tid, err)
+	}
+	return Status{got, ws}, nil
 }
 
 // Stop interrupts a seized thread and waits until it has stopped. Signals that arrive first are handed on to the

@@ -161,7 +161,7 @@ func (s *Slot) await() error {
 	for {
 		st, err := ptrace.Wait(tid)
 		if err != nil {
-			return err
+			return fmt.Errorf("program %q: %w", s.run.program.name, err)
 		}
 		if st.Gone() {
 			return fmt.Errorf("program %q: %v: %w", s.run.program.name, st, unix.ESRCH)
