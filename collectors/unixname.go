@@ -6,6 +6,9 @@ import (
 	"path"
 	"strings"
 
+	"cryo/internal/image"
+	"cryo/internal/sockdiag"
+
 	sk_unix "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-unix"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
@@ -16,7 +19,7 @@ import (
 const siocUnixFile = 0x89e0
 
 // resolveName adds what an address in the filesystem has beside its text: owner and mode of the file, the directory
-// that a relative path began in, and whether it is gone.
+// that a relative path began in, whether it is gone, and where it is if it was renamed.
 func (s *unixSocket) resolveName(p *Probe, fd int) error {
 	if len(s.Name) == 0 || s.Name[0] == 0 {
 		return nil
@@ -36,10 +39,16 @@ func (s *unixSocket) resolveName(p *Probe, fd int) error {
 		return err
 	}
 	full, gone := deleted(link)
+	if gone && st.Nlink > 0 {
+		full, gone = otherName(path.Dir(full), &st)
+	}
 	if gone {
 		s.entry.Deleted = proto.Bool(true)
 	}
 	name := cString(s.Name)
+	if moved, err := s.moved(p, name, full, &st); moved || err != nil {
+		return err
+	}
 	if path.IsAbs(name) {
 		return nil
 	}
@@ -51,6 +60,54 @@ func (s *unixSocket) resolveName(p *Probe, fd int) error {
 	}
 	s.entry.NameDir = proto.String(dir)
 	return nil
+}
+
+// otherName looks in a directory for another name of a file, whose own was removed: some programs put a socket in its
+// place by link and unlink.
+func otherName(dir string, st *unix.Stat_t) (full string, gone bool) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if e.Type() != os.ModeSocket {
+			continue
+		}
+		full := path.Join(dir, e.Name())
+		if sameFile(full, st) {
+			return full, false
+		}
+	}
+	return dir, true
+}
+
+// sameFile says whether a path leads to a file.
+func sameFile(path string, st *unix.Stat_t) bool {
+	var there unix.Stat_t
+	return unix.Lstat(path, &there) == nil && there.Dev == st.Dev && there.Ino == st.Ino
+}
+
+// moved notes where the file is if the name does not lead to it any more, though it is not gone. That of a connection
+// leads nowhere: nobody can connect to one.
+func (s *unixSocket) moved(p *Probe, name, full string, st *unix.Stat_t) (bool, error) {
+	if s.entry.GetDeleted() || path.Clean(name) == full || s.State == sockdiag.Established && s.Type != unix.SOCK_DGRAM {
+		return false, nil
+	}
+	from := ""
+	if !path.IsAbs(name) {
+		if _, ok := relativeTo(full, name); ok {
+			return false, nil
+		}
+		var err error
+		if from, err = p.holder().Proc.Readlink("cwd"); err != nil {
+			return false, err
+		}
+	}
+	if sameFile(p.holder().Proc.Path(path.Join("root", from, name)), st) {
+		return false, nil
+	}
+	if from != "" {
+		s.entry.NameDir = proto.String(from)
+	}
+	image.SetPlace(s.entry, full)
+	return true, nil
 }
 
 // relativeTo is the directory that name has to start from to be full, if there is one by their texts alone.
@@ -68,9 +125,7 @@ func (s *unixSocket) fromCwd(p *Probe, name string, st *unix.Stat_t) (string, bo
 	if err != nil {
 		return "", false
 	}
-	var there unix.Stat_t
-	err = unix.Lstat(path.Join(dir, name), &there)
-	return dir, err == nil && there.Dev == st.Dev && there.Ino == st.Ino
+	return dir, sameFile(path.Join(dir, name), st)
 }
 
 // cString is b up to its first NUL.

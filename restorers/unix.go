@@ -2,6 +2,7 @@ package restorers
 
 import (
 	"fmt"
+	"path"
 	"strings"
 
 	"cryo/internal/image"
@@ -135,10 +136,19 @@ func checkUnix(e *sk_unix.UnixSkEntry) error {
 		return nil
 	case e.NameDir != nil && (!strings.HasPrefix(e.GetNameDir(), "/") || strings.ContainsRune(e.GetNameDir(), 0) || len(e.GetNameDir()) >= unix.PathMax):
 		return fmt.Errorf("name_dir %.100q is no absolute path", e.GetNameDir())
+	case !placeable(e):
+		return fmt.Errorf("its file was renamed to %.100q, which is no absolute path of a file", image.GetPlace(e))
 	case e.GetDeleted() && unixPath(e) == "":
 		return fmt.Errorf("it is deleted, but has no path")
 	}
 	return checkSocketOptions(e.GetOpts())
+}
+
+// placeable says whether the file of a socket can be where it was renamed to, if it was.
+func placeable(e *sk_unix.UnixSkEntry) bool {
+	place := image.GetPlace(e)
+	return place == "" || unixPath(e) != "" && !e.GetDeleted() && path.IsAbs(place) && path.Clean(place) == place && place != "/" &&
+		!strings.ContainsRune(place, 0) && len(place) < unix.PathMax
 }
 
 // unixPath is the path a socket is bound to, "" for an abstract name or none.

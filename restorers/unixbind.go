@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"cryo/internal/image"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -25,25 +27,33 @@ func (u *unixFile) checkName() error {
 	if unixPath(u.UnixSkEntry) == "" || u.hidden() {
 		return nil
 	}
-	full := u.fullPath()
-	var st unix.Stat_t
-	err := unix.Lstat(full, &st)
-	switch {
-	case errors.Is(err, unix.ENOENT):
-		if err := unix.Stat(path.Dir(full), &st); err != nil {
-			return fmt.Errorf("unix socket %s: its directory: %w", full, err)
+	for _, full := range []string{u.boundPath(), u.fullPath()} {
+		var st unix.Stat_t
+		err := unix.Lstat(full, &st)
+		switch {
+		case errors.Is(err, unix.ENOENT):
+			if err := unix.Stat(path.Dir(full), &st); err != nil {
+				return fmt.Errorf("unix socket %s: its directory: %w", full, err)
+			}
+		case err != nil:
+			return &os.PathError{Op: "look up", Path: full, Err: err}
+		case st.Mode&unix.S_IFMT != unix.S_IFSOCK:
+			return fmt.Errorf("unix socket %s cannot get its name back: it is that of %s now", full, typeName(st.Mode))
 		}
-		return nil
-	case err != nil:
-		return &os.PathError{Op: "look up", Path: full, Err: err}
-	case st.Mode&unix.S_IFMT != unix.S_IFSOCK:
-		return fmt.Errorf("unix socket %s cannot get its name back: it is that of %s now", full, typeName(st.Mode))
 	}
 	return nil
 }
 
 // fullPath is where the socket's file is.
 func (u *unixFile) fullPath() string {
+	if place := image.GetPlace(u.UnixSkEntry); place != "" {
+		return place
+	}
+	return u.boundPath()
+}
+
+// boundPath is where the socket's file was made. It may have been renamed since.
+func (u *unixFile) boundPath() string {
 	if p := unixPath(u.UnixSkEntry); strings.HasPrefix(p, "/") {
 		return p
 	}
@@ -255,21 +265,38 @@ func (w *binder) visible(fd int, u *unixFile, track Track) error {
 				return fmt.Errorf("remove what is left of the old one: %w", err)
 			}
 		}
-		return bindRaw(fd, sockaddrUn([]byte(name)))
-	}
-	if err != nil {
+		if err := bindRaw(fd, sockaddrUn([]byte(name))); err != nil {
+			return err
+		}
+	} else if err != nil {
+		return err
+	} else if err := w.track(u.boundPath(), name, track); err != nil {
 		return err
 	}
-	return w.track(u, name, track)
+	return w.move(u, name, track)
 }
 
-// track lets the name go if the restore fails.
-func (w *binder) track(u *unixFile, name string, track Track) error {
+// move puts the file where the socket's had been renamed to, over that of the old one if it is still there.
+func (w *binder) move(u *unixFile, name string, track Track) error {
+	place := image.GetPlace(u.UnixSkEntry)
+	if place == "" {
+		return nil
+	}
+	var st unix.Stat_t
+	taken := unix.Lstat(place, &st) == nil
+	if err := os.Rename(name, place); err != nil || taken {
+		return err
+	}
+	return w.track(place, place, track)
+}
+
+// track lets the file at full, whose name from the binder's directory is name, go if the restore fails.
+func (w *binder) track(full, name string, track Track) error {
 	var st unix.Stat_t
 	if err := unix.Lstat(name, &st); err != nil || track == nil {
 		return err
 	}
-	_, err := track(Trace{Path: u.fullPath(), Dev: st.Dev, Ino: st.Ino})
+	_, err := track(Trace{Path: full, Dev: st.Dev, Ino: st.Ino})
 	return err
 }
 

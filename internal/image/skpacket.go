@@ -82,12 +82,15 @@ func eachField(b []byte, do func(num protowire.Number, v []byte)) {
 	}
 }
 
-// unixPeerCreds is a field that unix_sk_entry does not name: far behind those that criu may come to use.
-const unixPeerCreds = 1024
+// Fields that unix_sk_entry does not name: far behind those that criu may come to use.
+const (
+	unixPeerCreds = 1024
+	unixPlace     = 1025
+)
 
 // SetPeerCreds notes what SO_PEERCRED says of a unix socket. criu does not keep that and skips it.
 func SetPeerCreds(e *sk_unix.UnixSkEntry, c *PacketCreds) {
-	e.ProtoReflect().SetUnknown(appendCreds(nil, unixPeerCreds, c))
+	e.ProtoReflect().SetUnknown(appendCreds(e.ProtoReflect().GetUnknown(), unixPeerCreds, c))
 }
 
 // GetPeerCreds reads what SetPeerCreds noted; nil for a socket that criu stored.
@@ -98,6 +101,23 @@ func GetPeerCreds(e *sk_unix.UnixSkEntry) (c *PacketCreds) {
 		}
 	})
 	return c
+}
+
+// SetPlace notes where the file of a bound unix socket is if it is not where the socket was bound: it was renamed, as
+// servers do that put a new socket in the place of an old one. criu does not keep that and skips it.
+func SetPlace(e *sk_unix.UnixSkEntry, path string) {
+	b := protowire.AppendTag(e.ProtoReflect().GetUnknown(), unixPlace, protowire.BytesType)
+	e.ProtoReflect().SetUnknown(protowire.AppendString(b, path))
+}
+
+// GetPlace reads what SetPlace noted; "" for a socket whose file is where it was bound.
+func GetPlace(e *sk_unix.UnixSkEntry) (path string) {
+	eachField(e.ProtoReflect().GetUnknown(), func(num protowire.Number, v []byte) {
+		if num == unixPlace {
+			path = string(v)
+		}
+	})
+	return path
 }
 
 func packetCreds(b []byte) *PacketCreds {

@@ -43,6 +43,7 @@ func TestPeerCreds(t *testing.T) {
 	}
 	want := &PacketCreds{PID: 70000, UID: 1, GID: 0}
 	SetPeerCreds(e, want)
+	SetPlace(e, "/run/server.sock")
 	b, err := proto.MarshalOptions{AllowPartial: true}.Marshal(e)
 	if err != nil {
 		t.Fatal(err)
@@ -53,5 +54,8 @@ func TestPeerCreds(t *testing.T) {
 	}
 	if d := cmp.Diff(want, GetPeerCreds(back)); d != "" {
 		t.Error(d)
+	}
+	if place := GetPlace(back); place != "/run/server.sock" {
+		t.Errorf("place %q", place)
 	}
 }
