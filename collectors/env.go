@@ -28,6 +28,8 @@ type Env struct {
 	IDs *objid.Allocator
 	// Files knows every open file that the images will name. For one goroutine, in task order.
 	Files *Files
+	// Prober asks what descriptors are.
+	Prober *Prober
 	// Namespaces knows the namespaces of the tree. For one goroutine, in task order.
 	Namespaces *Namespaces
 	// Shared knows the memory that several tasks may share. For one goroutine, in task order.

@@ -98,7 +98,7 @@ func NewFiles(env *Env, kinds []Kind) *Files {
 }
 
 // Collect turns the probed descriptors of a task into entries of its fdinfo image and of the table. What cannot be
-// dumped becomes an obstacle and gets no entry.
+// dumped becomes an obstacle and gets no entry. Which of them are closed on exec the task will say.
 func (f *Files) Collect(t *Task, probes []*Probe) error {
 	f.probes = probes
 	for _, p := range probes {
@@ -113,18 +113,22 @@ func (f *Files) Collect(t *Task, probes []*Probe) error {
 		if err := f.locks(p, id); err != nil {
 			return err
 		}
-		flags := uint32(0)
-		if p.Info.Flags&unix.O_CLOEXEC != 0 {
-			flags = unix.FD_CLOEXEC
+		t.FDs = append(t.FDs, &fdinfo.FdinfoEntry{Id: proto.Uint32(id), Flags: proto.Uint32(0), Type: typ.Enum(), Fd: proto.Uint32(uint32(p.FD))})
+		if p.tellsPosition() {
+			t.positions = append(t.positions, filePosition{p.FD, p.key(), p.Info.Pos})
 		}
-		t.FDs = append(t.FDs, &fdinfo.FdinfoEntry{Id: proto.Uint32(id), Flags: proto.Uint32(flags), Type: typ.Enum(), Fd: proto.Uint32(uint32(p.FD))})
 	}
+	t.ids = f.env.IDs
 	return nil
 }
 
 // number returns the id of a file, and collects it when it is met for the first time: fresh.
 func (f *Files) number(p *Probe) (id uint32, fresh bool, err error) {
-	id, fresh, err = f.env.IDs.ID(objid.File, p.key(), objid.Ref{Pid: p.Task.Pid, Index: p.FD})
+	ref := objid.Ref{Pid: p.Task.Pid, Index: p.FD}
+	if p.Carrier == nil && p.tellsPosition() {
+		ref.Hint = uint64(p.Info.Pos) + 1
+	}
+	id, fresh, err = f.env.IDs.ID(objid.File, p.key(), ref)
 	if err != nil {
 		return 0, false, fmt.Errorf("%s: %w", p.Where(), err)
 	}
@@ -135,7 +139,7 @@ func (f *Files) number(p *Probe) (id uint32, fresh bool, err error) {
 }
 
 // key tells files apart without asking the kernel to compare them. Only what cannot change may be part of it: the
-// position moves if someone outside of the tree shares the file. All eventfds have the same inode, but ids (Linux 5.2).
+// position, which moves if someone outside of the tree shares the file, is but a hint. All eventfds have the same inode, but ids (Linux 5.2).
 func (p *Probe) key() objid.Key {
 	key := objid.Key{Dev: p.Stat.Dev, Ino: p.Stat.Ino, Extra: uint64(p.Flags & (unix.O_ACCMODE | unix.O_PATH))}
 	if id, err := strconv.ParseUint(p.Info.Field("eventfd-id"), 10, 32); err == nil {
@@ -219,6 +223,9 @@ func (f *Files) Named(t *Task, link string) (uint32, error) {
 // Finish is for what can only be said when all files are known: sockets whose other end stays outside. Call it when all
 // tasks are collected, before the obstacles are looked at.
 func (f *Files) Finish() error {
+	if err := f.env.IDs.Settle(); err != nil {
+		return err
+	}
 	f.locksInFlight()
 	f.checkWatchedGhosts()
 	if err := f.unix.finish(f); err != nil {

@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"cryo/internal/procfs"
-	"cryo/internal/spread"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fown"
 	sk_opts "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-opts"
@@ -25,7 +24,7 @@ type Probe struct {
 	Stat  unix.Stat_t
 	// FSType is the filesystem's magic number.
 	FSType int64
-	// Info is the descriptor's fdinfo; Flags are the open flags without O_CLOEXEC.
+	// Info is what the descriptor's fdinfo says, close-on-exec left out; Flags are the open flags without O_CLOEXEC.
 	Info  *procfs.FDInfo
 	Flags uint32
 	Owner *fown.FownEntry
@@ -95,12 +94,8 @@ func (p *Probe) mode() uint32 { return p.Stat.Mode & unix.S_IFMT }
 
 // getFD duplicates a descriptor of the task (pidfd_getfd, Linux 5.6).
 func (t *Task) getFD(fd int) (int, error) {
-	if t.pidfd == 0 {
-		pidfd, err := unix.PidfdOpen(t.Pid, 0)
-		if err != nil {
-			return -1, fmt.Errorf("pidfd_open of task %d: %w", t.Pid, err)
-		}
-		t.pidfd = pidfd
+	if err := t.openPidfd(); err != nil {
+		return -1, err
 	}
 	own, err := unix.PidfdGetfd(t.pidfd, fd, 0)
 	if errors.Is(err, unix.EMFILE) {
@@ -112,54 +107,16 @@ func (t *Task) getFD(fd int) (int, error) {
 	return own, nil
 }
 
-// probeChunk is how many descriptors one worker takes at a time.
-const probeChunk = 128
-
-// ProbeFDs asks what every descriptor of the task is. It may run for several tasks at once and splits the descriptors
-// of a large task among all processors: fdinfo is slow.
-func ProbeFDs(t *Task) ([]*Probe, error) {
-	fds, err := t.Proc.FDs()
-	if err != nil || len(fds) == 0 {
-		return nil, err
+// openPidfd opens the pidfd that getFD uses, once.
+func (t *Task) openPidfd() (err error) {
+	if t.pidfd != 0 {
+		return nil
 	}
-	// The first duplication opens the pidfd; the workers then share it.
-	own, err := t.getFD(fds[0])
-	if err != nil {
-		return nil, err
+	if t.pidfd, err = unix.PidfdOpen(t.Pid, 0); err != nil {
+		t.pidfd = 0
+		return fmt.Errorf("pidfd_open of task %d: %w", t.Pid, err)
 	}
-	unix.Close(own)
-	probes := make([]*Probe, len(fds))
-	return probes, spread.Range(len(fds), probeChunk, func(i int) (err error) {
-		probes[i], err = probeFD(t, fds[i])
-		return err
-	})
-}
-
-func probeFD(t *Task, fd int) (*Probe, error) {
-	p := &Probe{Task: t, FD: fd, Entry: "fd/" + strconv.Itoa(fd)}
-	var err error
-	if p.Info, err = t.Proc.FDInfo(fd); err != nil {
-		return nil, err
-	}
-	p.Flags = p.Info.Flags &^ unix.O_CLOEXEC
-	own, err := t.getFD(fd)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(own)
-	if err := unix.Fstat(own, &p.Stat); err != nil {
-		return nil, fmt.Errorf("fstat of task %d, fd %d: %w", t.Pid, fd, err)
-	}
-	if err := p.askFS(own); err != nil {
-		return nil, err
-	}
-	if p.Owner, err = owner(own, p.Flags); err != nil {
-		return nil, fmt.Errorf("owner of task %d, fd %d: %w", t.Pid, fd, err)
-	}
-	if p.mode() == unix.S_IFREG {
-		_, err = p.Link() // it will be asked for, and here several are asked at a time
-	}
-	return p, err
+	return nil
 }
 
 // askFS fills FSType, and Domain and Options. An open socket has no other filesystem than its own, so it is not asked; a handle

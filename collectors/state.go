@@ -32,6 +32,7 @@ var StateKinds = []StateKind{
 	{Name: "signals", Trace: traceSignals, AskTask: askSignals, AskThread: askAltStack},
 	{Name: "seccomp", Trace: traceSeccomp},
 	{Name: "timers", AskTask: askTimers},
+	{Name: "descriptors", AskTask: askDescriptors},
 	{Name: "sched", AskThread: askSched},
 	{Name: "prctl", AskTask: askPrctls, AskThread: askThreadPrctls},
 }

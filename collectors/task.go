@@ -71,6 +71,8 @@ type Task struct {
 	asked      *question[*Task] // running in the task
 	fsTypes    sync.Map         // device: magic number of its filesystem
 	pidfd      int              // opened on first use; 0 is none
+	positions  []filePosition   // of files, as the descriptors were looked at
+	ids        *objid.Allocator // by which they were told apart
 	peeks      bool             // the guardian knows that queues of its sockets are looked into
 }
 

@@ -25,7 +25,7 @@ func (d *dumper) collectFDs(_ *pipeline.Stage, t *collectors.Task) (probed, erro
 	if t.Memory, err = collectors.ReadMemory(t); err != nil {
 		return probed{}, err
 	}
-	fds, err := collectors.ProbeFDs(t)
+	fds, err := d.env.Prober.FDs(t)
 	return probed{t, fds}, err
 }
 

@@ -90,6 +90,9 @@ func newDumper(o *options.Options) (*dumper, error) {
 	if d.env.Namespaces, d.rootIDs, err = collectors.NewNamespaces(d.env.IDs); err == nil {
 		d.cgroups, err = collectors.NewCgroups(o)
 	}
+	if err == nil {
+		d.env.Prober, err = collectors.NewProber()
+	}
 	if err != nil {
 		d.close()
 		return nil, err
@@ -100,6 +103,9 @@ func newDumper(o *options.Options) (*dumper, error) {
 func (d *dumper) close() {
 	d.env.Files.Close()
 	d.env.Connections.Close()
+	if d.env.Prober != nil {
+		d.env.Prober.Close()
+	}
 	d.sink.Close()
 	d.tracer.Close()
 	for _, t := range d.freezer.tasks {

@@ -1,9 +1,11 @@
 // Package filelock has the words of filelocks.img, and reads file locks as the kernel lists them: in /proc/PID/fdinfo/FD
-// (Linux 4.1), "lock:" lines in the format of /proc/locks.
+// (Linux 4.1), "lock:" lines in the format of /proc/locks, and there.
 package filelock
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 
@@ -75,4 +77,55 @@ func Parse(line string) (*Lock, error) {
 	}
 	l.Len = end - start + 1
 	return l, nil
+}
+
+// Files are those that have locks.
+type Files map[file]bool
+
+type file struct{ dev, ino uint64 }
+
+// Has says whether a file has locks, by the numbers of its super block and inode: for most file systems those that stat(2)
+// tells.
+func (f Files) Has(dev, ino uint64) bool { return f[file{dev, ino}] }
+
+// initialPidNamespace is the inode number of the first pid namespace (Linux 3.8).
+const initialPidNamespace = 0xEFFFFFFC
+
+// Locked reads which files have locks from /proc/locks. That is complete only in the initial pid namespace: elsewhere it
+// leaves out locks that were taken by a process which has ended.
+func Locked() (Files, error) {
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/pid", &st); err != nil || st.Ino != initialPidNamespace {
+		return nil, fmt.Errorf("not in the initial pid namespace: %w", errors.Join(err, unix.ENOSYS))
+	}
+	list, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		return nil, err
+	}
+	return parseLocked(string(list))
+}
+
+// parseLocked takes lines as Parse does; those of who waits for a lock ("1: -> POSIX ...") are of a file that has one.
+func parseLocked(list string) (Files, error) {
+	files := Files{}
+	for line := range strings.Lines(list) {
+		f := strings.Fields(line)
+		if len(f) > 1 && f[1] == "->" {
+			continue
+		}
+		const where = 5
+		if len(f) <= where {
+			return nil, fmt.Errorf("lock %q has an unknown format", line)
+		}
+		var major, minor uint32
+		var ino uint64
+		if f[where] == "<none>:0" {
+			continue
+		}
+		if _, err := fmt.Sscanf(f[where], "%x:%x:%d", &major, &minor, &ino); err != nil {
+			return nil, fmt.Errorf("lock %q has an unknown format: %w", line, err)
+		}
+		files[file{unix.Mkdev(major, minor), ino}] = true
+	}
+	return files, nil
 }

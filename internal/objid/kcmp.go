@@ -22,6 +22,9 @@ type Ref struct {
 	Pid int
 	// Index is the descriptor for File, 0 otherwise.
 	Index int
+	// Hint is what as a rule differs between objects with one key, but may change: of a file its position, plus 1. It is
+	// trusted where there are many of them, see [Allocator.Guessed]; 0 never is.
+	Hint uint64
 }
 
 // order compares two uses: 0 the same object, -1 or 1 the kernel's (arbitrary but stable) order.

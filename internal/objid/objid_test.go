@@ -36,7 +36,7 @@ func TestFiles(t *testing.T) {
 	ids := map[int]uint32{}
 	next := uint32(1)
 	for _, fd := range fds {
-		id, fresh, err := alloc.ID(File, Key{}, Ref{os.Getpid(), fd})
+		id, fresh, err := alloc.ID(File, Key{}, Ref{Pid: os.Getpid(), Index: fd})
 		if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
 			t.Skipf("kcmp: %v", err)
 		}
@@ -77,5 +77,51 @@ func TestKeys(t *testing.T) {
 	}
 	if _, _, err := alloc.ID(File, Key{}, nobody); err == nil {
 		t.Error("a task that does not exist was compared")
+	}
+}
+
+// TestHints numbers many descriptors of one file with hints of which some are wrong: only Settle finds that, if it is told.
+func TestHints(t *testing.T) {
+	alloc := NewAllocator()
+	if _, _, err := alloc.ID(File, Key{}, Ref{Pid: os.Getpid(), Index: 0}); errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
+		t.Skipf("kcmp: %v", err)
+	}
+	first, dup := -1, -1
+	for i := range many + 40 {
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, fresh, err := alloc.ID(File, Key{Ino: 1}, Ref{Pid: os.Getpid(), Index: int(f.Fd()), Hint: uint64(i + 1)}); err != nil || !fresh {
+			t.Fatalf("file %d: fresh %v, %v", i, fresh, err)
+		}
+		if first < 0 {
+			first = int(f.Fd())
+		}
+	}
+	dup, err := unix.Dup(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(dup)
+	number := func(hint uint64, want bool) {
+		t.Helper()
+		if _, fresh, err := alloc.ID(File, Key{Ino: 1}, Ref{Pid: os.Getpid(), Index: dup, Hint: hint}); err != nil || fresh != want {
+			t.Errorf("with hint %d: fresh %v, %v", hint, fresh, err)
+		}
+	}
+	number(1, false)
+	number(0, false)
+	if !alloc.Guessed(File, Key{Ino: 1}) || alloc.Guessed(File, Key{}) {
+		t.Error("it does not know where it guesses")
+	}
+	alloc.Doubt(File, Key{Ino: 1})
+	if err := alloc.Settle(); err != nil {
+		t.Error(err)
+	}
+	number(7, true)
+	if err := alloc.Settle(); err == nil {
+		t.Error("one file has two numbers")
 	}
 }

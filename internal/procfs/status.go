@@ -15,6 +15,7 @@ type Status struct {
 	// Real, effective, saved and filesystem ids.
 	Uid, Gid [4]uint32
 	Groups   []uint32
+	FDSize   int // of the descriptor table: all numbers are below
 	// NSpid, NStgid, NSpgid and NSsid list the ids from the reader's pid namespace down to the task's own (Linux 4.1);
 	// empty before.
 	NSpid, NStgid, NSpgid, NSsid []int
@@ -90,6 +91,8 @@ func (p *statusParser) line(s *Status, key, v string) {
 		for _, f := range strings.Fields(v) {
 			s.Groups = append(s.Groups, uint32(p.num(f, 10)))
 		}
+	case "FDSize":
+		s.FDSize = int(p.num(v, 10))
 	case "NSpid":
 		s.NSpid = p.ints(v)
 	case "NStgid":

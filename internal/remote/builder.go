@@ -185,6 +185,18 @@ func (b *Builder) Load32(addr Arg) Op { return b.add(arch.KindLoad32, addr) }
 // Copy copies n bytes.
 func (b *Builder) Copy(dst, src, n Arg) { b.add(arch.KindCopy, dst, src, n) }
 
+// CallEach makes a system call for each of n 64-bit words: the low half of the word is its first argument, and its result
+// takes the word's place.
+func (b *Builder) CallEach(nr int, words Ref, n int, rest ...Arg) {
+	at, again := b.Zero(8), b.NewLabel()
+	b.Store(at, words)
+	b.Label(again)
+	b.Store(Mem(at), b.Call(nr, append([]Arg{b.Load32(Mem(at))}, rest...)...))
+	next := b.Add(Mem(at), Imm(8))
+	b.Store(at, next)
+	b.JumpIf(next, Ne, words.At(8*n), again)
+}
+
 // FutexWait sleeps until the 32-bit word at addr has the value v.
 func (b *Builder) FutexWait(addr, v Arg) { b.add(arch.KindFutexWait, addr, v) }
 

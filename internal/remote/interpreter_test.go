@@ -148,6 +148,34 @@ func TestInterpreterJumps(t *testing.T) {
 	}
 }
 
+func TestInterpreterCallEach(t *testing.T) {
+	h := newHere(t)
+	b := NewBuilder("each")
+	var words []byte
+	for _, fd := range []int64{0, -1, 1 << 20} {
+		words = le.AppendUint64(words, uint64(fd))
+	}
+	each := b.InOut(words)
+	b.CallEach(unix.SYS_FCNTL, each, len(words)/8, Imm(unix.F_GETFD))
+	after := b.Call(unix.SYS_GETPID)
+	res, state, _ := h.run(t, b.Program())
+	if state != arch.StateStopped {
+		t.Fatalf("state %d", state)
+	}
+	own, err := unix.FcntlInt(0, unix.F_GETFD, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []int64{int64(own), -int64(unix.EBADF), -int64(unix.EBADF)} {
+		if got := int64(res.Uint64(each.At(8 * i))); got != want {
+			t.Errorf("word %d is %d, not %d", i, got, want)
+		}
+	}
+	if got, _ := res.Raw(after); got != int64(os.Getpid()) {
+		t.Errorf("the call after it returned %d", got)
+	}
+}
+
 func TestInterpreterFailures(t *testing.T) {
 	h := newHere(t)
 	for _, tc := range []struct {

@@ -1,6 +1,11 @@
-/* Many descriptors: argv[1] pipes with a byte in each, argv[2] regular files at offsets of their own. */
+/*
+ * Many descriptors: argv[1] pipes with a byte in each, argv[2] descriptors of one regular file at offsets of their own. One
+ * in a hundred of these shares the open file with the one before it, and is closed on exec.
+ */
 #include "workload.h"
 #include <sys/resource.h>
+
+#define SHARED(i) ((i) % 100 == 99)
 
 int main(int argc, char **argv)
 {
@@ -20,13 +25,17 @@ int main(int argc, char **argv)
 		CHECK(!pipe(p[i]) && write(p[i][1], &c, 1) == 1, "pipe %d of a limit of %ld", i, (long)lim.rlim_max);
 	}
 	for (int i = 0; i < files; i++) {
-		f[i] = open("data", O_RDONLY);
+		f[i] = SHARED(i) ? fcntl(f[i - 1], F_DUPFD_CLOEXEC, 0) : open("data", O_RDONLY);
 		CHECK(f[i] >= 0 && lseek(f[i], i, SEEK_SET) == i, "file %d", i);
 	}
 	workload_ready();
 	for (int i = 0; i < pipes; i++)
 		CHECK(read(p[i][0], &c, 1) == 1 && c == (char)(i * 7), "pipe %d", i);
-	for (int i = 0; i < files; i++)
-		CHECK(lseek(f[i], 0, SEEK_CUR) == i, "file %d", i);
+	for (int i = 0; i < files; i++) {
+		CHECK(lseek(f[i], 0, SEEK_CUR) == (SHARED(i + 1) && i + 1 < files ? i + 1 : i), "file %d", i);
+		CHECK(fcntl(f[i], F_GETFD) == (SHARED(i) ? FD_CLOEXEC : 0), "flags of file %d", i);
+		if (SHARED(i))
+			CHECK(lseek(f[i], 0, SEEK_SET) == 0 && lseek(f[i - 1], 0, SEEK_CUR) == 0, "file %d is not shared", i);
+	}
 	workload_pass();
 }

@@ -1,0 +1,207 @@
+package collectors
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"cryo/internal/filelock"
+	"cryo/internal/objid"
+	"cryo/internal/procfs"
+	"cryo/internal/remote"
+	"cryo/internal/spread"
+
+	"golang.org/x/sys/unix"
+)
+
+// Prober asks what descriptors are. It may be used by several goroutines at once.
+//
+// What a duplicate tells is asked of a duplicate: that takes a few short system calls, where an entry of /proc/PID/fdinfo
+// or fd has to be looked up, made, and taken apart again when the task ends. fdinfo is read for what only it tells: the
+// state of files that are no files of a file system, and locks. Whether a descriptor is closed on exec is asked
+// of the task itself, see [askDescriptors].
+type Prober struct {
+	own    *procfs.Dir
+	locked func() (filelock.Files, error)
+}
+
+// NewProber returns a Prober for one dump. What has locks is read with the first descriptor.
+func NewProber() (*Prober, error) {
+	own, err := procfs.OpenTask(os.Getpid())
+	return &Prober{own: own, locked: sync.OnceValues(filelock.Locked)}, err
+}
+
+// Close gives back what the Prober holds.
+func (pr *Prober) Close() { pr.own.Close() }
+
+// probeChunk is how many descriptors one worker takes at a time.
+const probeChunk = 128
+
+// FDs asks what every descriptor of the task is, in the order of their numbers. The descriptors of a large task are
+// split among all processors.
+func (pr *Prober) FDs(t *Task) ([]*Probe, error) {
+	fds, count, err := numbers(t)
+	if err != nil || count == 0 {
+		return nil, err
+	}
+	if err := t.openPidfd(); err != nil { // the workers share it
+		return nil, err
+	}
+	var found atomic.Int64
+	probes := make([]*Probe, len(fds))
+	err = spread.Range(len(fds), probeChunk, func(i int) (err error) {
+		if found.Load() == int64(count) {
+			return nil
+		}
+		probes[i], err = pr.probe(t, fds[i])
+		if len(fds) != count && errors.Is(err, unix.EBADF) {
+			return nil // a free number
+		}
+		found.Add(1)
+		return err
+	})
+	return slices.DeleteFunc(probes, func(p *Probe) bool { return p == nil }), err
+}
+
+// numbers are those the task may have descriptors at, and how many it has. A list from /proc makes an entry for each:
+// where a table is well filled it is cheaper to try all.
+func numbers(t *Task) (fds []int, count int, err error) {
+	st, err := t.Proc.Fstat("fd")
+	if err != nil {
+		return nil, 0, err
+	}
+	count = int(st.Size) // since Linux 6.2
+	if count < t.Status.FDSize/8 || count == 0 {
+		fds, err = t.Proc.FDs()
+		return fds, len(fds), err
+	}
+	fds = make([]int, t.Status.FDSize)
+	for i := range fds {
+		fds[i] = i
+	}
+	return fds, count, nil
+}
+
+// probe asks what one descriptor is; the error of a number that is free is EBADF.
+func (pr *Prober) probe(t *Task, fd int) (*Probe, error) {
+	own, err := t.getFD(fd)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(own)
+	p := &Probe{Task: t, FD: fd, Entry: "fd/" + strconv.Itoa(fd)}
+	flags, err := unix.FcntlInt(uintptr(own), unix.F_GETFL, 0)
+	if err != nil {
+		return nil, fmt.Errorf("flags of task %d, fd %d: %w", t.Pid, fd, err)
+	}
+	p.Flags = uint32(flags)
+	if err := unix.Fstat(own, &p.Stat); err != nil {
+		return nil, fmt.Errorf("fstat of task %d, fd %d: %w", t.Pid, fd, err)
+	}
+	if err := p.askFS(own); err != nil {
+		return nil, err
+	}
+	if p.Owner, err = owner(own, p.Flags); err != nil {
+		return nil, fmt.Errorf("owner of task %d, fd %d: %w", t.Pid, fd, err)
+	}
+	if p.Info, err = pr.info(p, own); err != nil {
+		return nil, err
+	}
+	if p.mode() == unix.S_IFREG { // it will be asked for, and here several are asked at a time
+		p.link, err = pr.own.Readlink("fd/" + strconv.Itoa(own))
+		p.gotLink = err == nil
+	}
+	return p, err
+}
+
+// plainFS are file systems whose files lseek may be asked for their position: it changes nothing, waits for nobody, and
+// the kernel lists their locks by the numbers that stat tells.
+var plainFS = map[int64]bool{unix.EXT4_SUPER_MAGIC: true, unix.XFS_SUPER_MAGIC: true, unix.TMPFS_MAGIC: true}
+
+// tellsPosition says whether lseek tells the file's position and does nothing else.
+func (p *Probe) tellsPosition() bool {
+	return p.mode() == unix.S_IFREG && p.Flags&unix.O_PATH == 0 && plainFS[p.FSType]
+}
+
+// info is what fdinfo says. It is not read where the file itself tells the same.
+func (pr *Prober) info(p *Probe, own int) (*procfs.FDInfo, error) {
+	info := &procfs.FDInfo{Flags: p.Flags, MntID: -1}
+	switch {
+	case p.FSType == unix.PIPEFS_MAGIC, p.FSType == unix.SOCKFS_MAGIC:
+	case p.tellsPosition():
+		var err error
+		if info.Pos, err = unix.Seek(own, 0, unix.SEEK_CUR); err != nil {
+			return nil, fmt.Errorf("position of task %d, fd %d: %w", p.Task.Pid, p.FD, err)
+		}
+	default:
+		return p.Task.Proc.FDInfo(p.FD)
+	}
+	if locked, err := pr.locked(); err != nil || locked.Has(p.Stat.Dev, p.Stat.Ino) {
+		return p.Task.Proc.FDInfo(p.FD)
+	}
+	return info, nil
+}
+
+// filePosition is where the tool saw the position of a descriptor's file, which tells it from others with its key.
+type filePosition struct {
+	fd  int
+	key objid.Key
+	pos int64
+}
+
+// askDescriptors asks which descriptors are closed on exec. Positions that told files apart are asked once more: where one
+// has moved, somebody outside of the tree has the file too, and it takes a closer look.
+func askDescriptors(b *remote.Builder, t *Task) (Answer[*Task], error) {
+	guesses := slices.DeleteFunc(t.positions, func(p filePosition) bool { return !t.ids.Guessed(objid.File, p.key) })
+	flags := askEach(b, len(t.FDs), func(i int) int { return int(t.FDs[i].GetFd()) }, unix.SYS_FCNTL, remote.Imm(unix.F_GETFD))
+	positions := askEach(b, len(guesses), func(i int) int { return guesses[i].fd }, unix.SYS_LSEEK, remote.Imm(0), remote.Imm(unix.SEEK_CUR))
+	return func(r *remote.Results, t *Task) error {
+		for i, v := range flags(r) {
+			if v < 0 {
+				return fmt.Errorf("F_GETFD of fd %d: %w", t.FDs[i].GetFd(), syscall.Errno(-v))
+			}
+			*t.FDs[i].Flags = uint32(v)
+		}
+		for i, v := range positions(r) {
+			if v != guesses[i].pos {
+				t.ids.Doubt(objid.File, guesses[i].key)
+			}
+		}
+		t.positions = nil
+		return nil
+	}, nil
+}
+
+// askedAtOnce is how many descriptors are asked about in one piece of program memory.
+const askedAtOnce = 1000
+
+// askEach makes a system call for each of n descriptors, and returns what tells the results in their order.
+func askEach(b *remote.Builder, n int, fd func(int) int, nr int, args ...remote.Arg) func(*remote.Results) iter.Seq2[int, int64] {
+	var parts []remote.Ref
+	for i := 0; i < n; i += askedAtOnce {
+		var words []byte
+		for j := range min(askedAtOnce, n-i) {
+			words = binary.NativeEndian.AppendUint64(words, uint64(fd(i+j)))
+		}
+		part := b.InOut(words)
+		b.CallEach(nr, part, len(words)/8, args...)
+		parts = append(parts, part)
+	}
+	return func(r *remote.Results) iter.Seq2[int, int64] {
+		return func(yield func(int, int64) bool) {
+			for i := range n {
+				word := r.Bytes(parts[i/askedAtOnce])[i%askedAtOnce*8:]
+				if !yield(i, int64(binary.NativeEndian.Uint64(word))) {
+					return
+				}
+			}
+		}
+	}
+}
