@@ -41,6 +41,9 @@ type Task struct {
 	Children []*Task
 	// Threads lists all threads in order of tid; the leader is always first. Empty for a zombie.
 	Threads []*Thread
+	// Workers are the ids of threads that are the kernel's own: those that do the work of an io_uring. They stand still
+	// with the task and are no part of the image; nothing can run in them.
+	Workers []int
 
 	// Proc is the open /proc/PID; it stays valid (and answers ESRCH) if the pid is reused.
 	Proc   *procfs.Dir

@@ -137,6 +137,12 @@ func (f *freezer) dismiss(t *collectors.Task) error {
 		}
 		delete(f.stopped, th.Tid)
 	}
+	for _, tid := range t.Workers {
+		if err := ptrace.Detach(tid, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+		delete(f.stopped, tid)
+	}
 	return f.drop(t)
 }
 

@@ -49,6 +49,12 @@ func (f *freezer) awaitTask(ctx context.Context, t *collectors.Task) (waited boo
 			return waited, err
 		}
 		f.stopped[th.Tid] = true
+		if th.Tid != t.Pid && kernelWorker(t, th.Tid) {
+			t.Threads = slices.Delete(t.Threads, i, i+1)
+			t.Workers = append(t.Workers, th.Tid)
+			i--
+			continue
+		}
 		if sig := status.StopSignal(); sig != syscall.SIGTRAP {
 			t.State, t.StopSignal = collectors.Stopped, int(sig)
 		}

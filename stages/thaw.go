@@ -51,6 +51,9 @@ func (f *freezer) kill() error {
 	}
 	// A leader's end is reported only when all other threads have been waited for.
 	for _, t := range f.tasks {
+		for _, tid := range t.Workers {
+			reap(tid)
+		}
 		for _, th := range slices.Backward(t.Threads) {
 			reap(th.Tid)
 		}
