@@ -154,7 +154,7 @@ func (m *Memory) register(env *Env, t *Task, i int) error {
 	return nil
 }
 
-// fileID names the file behind mapping i for the images; 0 if it cannot be dumped, which is noted.
+// fileID names the file behind mapping i for the images; 0 if it cannot be dumped, which is noted, or is none.
 func (m *Memory) fileID(env *Env, t *Task, i int) (uint64, error) {
 	mp := &m.maps[i]
 	link := mapLink(mp)
@@ -166,9 +166,14 @@ func (m *Memory) fileID(env *Env, t *Task, i int) (uint64, error) {
 	if err := unix.Fstatat(t.Proc.Fd(), link, &st, 0); err != nil {
 		return 0, fmt.Errorf("stat %s: %w", t.Proc.Path(link), err)
 	}
+	if st.Mode&unix.S_IFMT == unix.S_IFSOCK {
+		id := env.Files.packets.ring(env.Obstacles, t, mp, st.Ino)
+		vma.MapsSocket(m.entries[i], id)
+		return 0, nil // the next one may be another part of it
+	}
 	zero := unix.Mkdev(1, 5)
 	if st.Mode&unix.S_IFMT != unix.S_IFREG && !(st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == zero) {
-		m.obstacle(env, t, mp, "memory of a device or socket ("+mp.Name+")", "")
+		m.obstacle(env, t, mp, "memory of a device ("+mp.Name+")", "")
 		return 0, nil
 	}
 	id, err := env.Files.Named(t, link)

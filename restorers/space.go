@@ -130,11 +130,11 @@ func (s *Space) EmitUnmap(b *remote.Builder) {
 // Opener opens a file of the set in a program and returns the descriptor. What it opened is closed by the program's end.
 type Opener func(b *remote.Builder, file uint64, flags uint32) (remote.Arg, error)
 
-// EmitMap makes the mappings that are not inherited, but for shared anonymous memory. Private ones that get pages are
+// EmitMap makes the mappings that are not inherited, but for shared anonymous memory and rings of sockets. Private ones that get pages are
 // writable for now.
 func (s *Space) EmitMap(b *remote.Builder, open Opener) error {
 	for _, a := range s.Change.Map {
-		if a.SharedAnon() {
+		if a.SharedAnon() || a.Is(vma.StatusSocket) { // see FilePlan.EmitRings
 			continue
 		}
 		if err := mmap(b, a, fillProt(a), open); err != nil {
@@ -161,7 +161,7 @@ func mmap(b *remote.Builder, a *Area, prot uint32, open Opener) error {
 	case a.Is(vma.StatusSysV):
 		emitAttach(b, a)
 		return nil
-	case a.Is(vma.StatusSocket), a.Is(vma.StatusShadowStack), a.Is(vma.StatusUprobes):
+	case a.Is(vma.StatusShadowStack), a.Is(vma.StatusUprobes):
 		return fmt.Errorf("%s: mappings of status %#x are not built yet", a, a.Status)
 	}
 	fd := remote.Imm(-1)

@@ -49,6 +49,8 @@ var workloads = []workload{
 	{name: "inet", options: []string{"--tcp-established"}, peerFails: "criu dumps no listeners of MPTCP, and has no shutdown of reading"},
 	{name: "netlink"},
 	{name: "netlink", args: []string{"fine"}, peerFails: "criu refuses groups beyond 32 and those of an unbound socket, and forgets options of netlink"},
+	{name: "packets"},
+	{name: "packets", args: []string{"fine"}, peerFails: "criu forgets flags of fanout groups and young options, and refuses to be a member twice"},
 	{name: "signals"},
 	{name: "ptys", peerFails: "criu joins lines that wait at a terminal, and forgets what was written before a slave was closed"},
 	{name: "tree"},

@@ -28,23 +28,15 @@ var NetlinkOptions = []int{
 
 // SetNetlinkExtra notes what is not as in a fresh socket.
 func SetNetlinkExtra(e *sk_netlink.NetlinkSkEntry, x NetlinkExtra) {
-	b := []byte(e.ProtoReflect().GetUnknown())
-	if x.Options != 0 {
-		b = protowire.AppendTag(b, netlinkOptions, protowire.VarintType)
-		b = protowire.AppendVarint(b, uint64(x.Options))
-	}
+	setNumber(e, netlinkOptions, uint64(x.Options))
 	if x.Datagram {
-		b = protowire.AppendTag(b, netlinkDatagram, protowire.VarintType)
-		b = protowire.AppendVarint(b, 1)
-	}
-	if len(b) > 0 {
-		e.ProtoReflect().SetUnknown(b)
+		setNumber(e, netlinkDatagram, 1)
 	}
 }
 
 // GetNetlinkExtra reads what SetNetlinkExtra noted; of a socket that criu stored there is nothing.
 func GetNetlinkExtra(e *sk_netlink.NetlinkSkEntry) (x NetlinkExtra) {
-	eachNumber(e.ProtoReflect().GetUnknown(), func(num protowire.Number, v uint64) {
+	eachNumber(e, func(num protowire.Number, v uint64) {
 		switch num {
 		case netlinkOptions:
 			x.Options = uint32(v)
@@ -53,22 +45,4 @@ func GetNetlinkExtra(e *sk_netlink.NetlinkSkEntry) (x NetlinkExtra) {
 		}
 	})
 	return x
-}
-
-// eachNumber goes over the fields of numbers in b, as far as they make sense.
-func eachNumber(b []byte, do func(num protowire.Number, v uint64)) {
-	for len(b) > 0 {
-		num, typ, n := protowire.ConsumeTag(b)
-		if n < 0 {
-			return
-		}
-		size := protowire.ConsumeFieldValue(num, typ, b[n:])
-		if size < 0 {
-			return
-		}
-		if v, m := protowire.ConsumeVarint(b[n:]); m > 0 && typ == protowire.VarintType {
-			do(num, v)
-		}
-		b = b[n+size:]
-	}
 }

@@ -1,7 +1,7 @@
 // Package sockopt reads and sets options of sockets whose values are neither numbers nor any of the structures that
 // golang.org/x/sys/unix knows.
 //
-// Kernel interfaces: getsockopt(2), setsockopt(2), getsockname(2).
+// Kernel interfaces: getsockopt(2), setsockopt(2), getsockname(2), bind(2).
 package sockopt
 
 import (
@@ -39,6 +39,15 @@ func Name(fd int) ([]byte, error) {
 	}
 	all := (*[unix.SizeofSockaddrAny]byte)(unsafe.Pointer(&raw))
 	return append([]byte(nil), all[:min(size, unix.SizeofSockaddrAny)]...), nil
+}
+
+// BindTo binds a socket to an address that the kernel is to take as it is: struct sockaddr and its likes.
+func BindTo(fd int, addr []byte) error {
+	_, _, errno := unix.Syscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(addr))), uintptr(len(addr)))
+	if errno != 0 {
+		return fmt.Errorf("bind: %w", errno)
+	}
+	return nil
 }
 
 // Int returns the value of an option that is a number.

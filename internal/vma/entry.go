@@ -174,3 +174,8 @@ func Advices(e *vmapb.VmaEntry) []int {
 	}
 	return list
 }
+
+// MapsSocket makes the entry one of the rings of a packet socket, whose file has this id.
+func MapsSocket(e *vmapb.VmaEntry, id uint32) {
+	e.Status, e.Shmid, e.Fdflags = proto.Uint32(StatusRegular|StatusSocket), proto.Uint64(uint64(id)), proto.Uint32(unix.O_RDWR)
+}
