@@ -124,7 +124,7 @@ func do(o *options.Options) error {
 	ctx, stop := signal.NotifyContext(context.Background(), interrupts()...)
 	defer stop()
 	err = verbs[o.Verb](ctx, o)
-	if err != nil && !errors.Is(err, errReported) {
+	if err != nil && l.ToFile() && !errors.Is(err, errReported) { // fail tells it on standard error
 		cause, also := sentences(err)
 		slog.Error(cause)
 		for _, s := range also {

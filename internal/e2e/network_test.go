@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"crypto/rand"
+	"encoding/binary"
 	"fmt"
 	"io"
 	mathrand "math/rand/v2"
@@ -38,7 +39,23 @@ func startServer(t *testing.T, address string) *server {
 	}
 	t.Cleanup(func() { conn.Close() })
 	target.AwaitFile("ready")
-	return &server{target, conn}
+	s := &server{target, conn}
+	t.Cleanup(s.unlock)
+	return s
+}
+
+// unlock removes what is left when a test failed between a dump and its restore.
+func (s *server) unlock() {
+	c, err := nftables.New()
+	if err != nil {
+		return
+	}
+	for _, name := range s.locks() {
+		c.DelTable(&nftables.Table{Name: name, Family: nftables.TableFamilyINet})
+	}
+	if err := c.Flush(); err != nil {
+		s.t.Log("remove a lock: ", err)
+	}
 }
 
 // echo sends data and wants them back.
@@ -76,20 +93,35 @@ func (s *server) end() {
 	s.Go()
 }
 
-// locks lists the tables of packet filters that a dump makes.
-func locks(t testing.TB) []string {
-	t.Helper()
+// locks lists the tables of packet filters that hold packets of the server's connection, or of none. What others do on
+// this machine is none of the test's business.
+func (s *server) locks() (names []string) {
+	s.t.Helper()
 	c, err := nftables.New()
 	if err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
 	tables, err := c.ListTables()
 	if err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
-	var names []string
+	port := binary.BigEndian.AppendUint16(nil, uint16(s.conn.LocalAddr().(*net.TCPAddr).Port))
 	for _, table := range tables {
-		if strings.HasPrefix(table.Name, "CRIU-") {
+		if !strings.HasPrefix(table.Name, "CRIU-") {
+			continue
+		}
+		sets, _ := c.GetSets(table) // one that has just gone has none
+		foreign := false
+		for _, set := range sets {
+			elements, _ := c.GetSetElements(set)
+			for _, e := range elements {
+				if bytes.Contains(e.Key, port) {
+					names = append(names, table.Name)
+				}
+				foreign = true
+			}
+		}
+		if len(sets) > 0 && !foreign {
 			names = append(names, table.Name)
 		}
 	}
@@ -122,7 +154,7 @@ func inRepair(t testing.TB, pid int) (list []int) {
 // free wants that neither lock nor repair mode is left of a dump.
 func (s *server) free() {
 	s.t.Helper()
-	s.await("network without a lock", func() bool { return len(locks(s.t)) == 0 && len(inRepair(s.t, s.Pid)) == 0 })
+	s.await("network without a lock", func() bool { return len(s.locks()) == 0 && len(inRepair(s.t, s.Pid)) == 0 })
 }
 
 // TestOutsideClient dumps a server whose client is not part of the tree. The client goes on sending while nobody is there,
@@ -237,7 +269,7 @@ func (s *server) whole() (running bool) {
 	s.await("task that runs or is gone", func() bool {
 		reapOrphans()
 		exe, err := os.Stat(fmt.Sprintf("/proc/%d/exe", s.Pid))
-		running = err == nil && os.SameFile(exe, program) && statusField(s.Pid, "TracerPid") == "0" && len(locks(s.t)) == 0
+		running = err == nil && os.SameFile(exe, program) && statusField(s.Pid, "TracerPid") == "0" && len(s.locks()) == 0
 		return running || !alive(s.Pid)
 	})
 	s.await("end of the guardian", func() bool { return !guardians() })
