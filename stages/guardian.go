@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"strings"
 
 	"cryo/internal/guardian"
+	"cryo/internal/log"
 	"cryo/internal/netlock"
 	"cryo/internal/procfs"
 	"cryo/internal/tcprepair"
@@ -134,13 +136,13 @@ func isImage(name string) bool {
 	return strings.HasSuffix(name, ".img") || strings.HasSuffix(name, ".img.tmp") || name == "parent"
 }
 
-// startGuardian starts a guardian for a run and makes it the journal of its graph. It is nil, and nothing is kept, where
+// startGuardian starts a guardian for a run and makes it the journal of its graph; what it does goes to the log. It is nil, and nothing is kept, where
 // the executable is not made to be one.
 func startGuardian(g *pipeline.Graph) (*guardian.Guardian, error) {
 	if !guardian.Available() {
 		return nil, nil
 	}
-	guard, err := guardian.Start(nil)
+	guard, err := guardian.Start(log.File(slog.Default()))
 	if err != nil {
 		return nil, err
 	}

@@ -7,8 +7,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -39,7 +41,7 @@ func killAt(t *testing.T, delay time.Duration, argv ...string) (killed bool) {
 	if err == nil {
 		return false
 	}
-	if status, ok := cmd.ProcessState.Sys().(unix.WaitStatus); ok && !status.Signaled() {
+	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && !status.Signaled() {
 		t.Fatalf("%s: %v", strings.Join(argv, " "), err)
 	}
 	return !cmd.ProcessState.Exited()
@@ -105,8 +107,10 @@ func TestKilledDump(t *testing.T) {
 			}
 			target.untouched(before)
 			killed, sets := 0, 0
+			var logs []string
 			for range killRounds(20) {
 				images := t.TempDir()
+				logs = append(logs, filepath.Join(images, "dump.log"))
 				delay := time.Duration(rand.Int64N(int64(whole + whole/4)))
 				if killAt(t, delay, tools.Criu, "dump", "-t", strconv.Itoa(target.Pid), "-D", images, "-o", "dump.log", "--leave-running") {
 					killed++
@@ -118,6 +122,12 @@ func TestKilledDump(t *testing.T) {
 				}
 			}
 			t.Logf("killed %d dumps that take %v; %d had their whole set", killed, whole, sets)
+			target.await("word of what a guardian took back, in the log of a dump that was killed", func() bool {
+				return slices.ContainsFunc(logs, func(log string) bool {
+					b, err := os.ReadFile(log)
+					return err == nil && bytes.Contains(b, []byte("criu-guardian: "))
+				})
+			})
 			target.Dump(tools.Criu, t.TempDir(), "--leave-running")
 			target.Go()
 		})

@@ -13,6 +13,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"os"
 	"runtime"
 	"strconv"
 	"strings"
@@ -52,6 +53,7 @@ func level(verbosity int) slog.Level {
 
 // Handler is an [slog.Handler] that writes criu's lines. Each line is one write; it is safe for concurrent use.
 type Handler struct {
+	main   io.Writer
 	out    func(task int) io.Writer
 	level  slog.Level
 	stamps bool
@@ -64,6 +66,7 @@ type Handler struct {
 // NewHandler returns a handler that writes lines up to a verbosity to w. Time stamps count from start.
 func NewHandler(w io.Writer, verbosity int, start time.Time) *Handler {
 	return &Handler{
+		main:   w,
 		out:    func(int) io.Writer { return w },
 		level:  level(verbosity),
 		stamps: verbosity >= Infos,
@@ -91,6 +94,16 @@ func (h *Handler) FirstError() string {
 	h.first.mu.Lock()
 	defer h.first.mu.Unlock()
 	return h.first.text
+}
+
+// File is where the lines of l go that are about no single task, for another process to write there too. It is nil if
+// that is no file.
+func File(l *slog.Logger) *os.File {
+	if h, ok := l.Handler().(*Handler); ok {
+		f, _ := h.main.(*os.File)
+		return f
+	}
+	return nil
 }
 
 // Enabled reports whether lines of a level are written.
