@@ -39,7 +39,7 @@ demo: build
 # One package at a time: tests that bring back process ids must not compete for them.
 test: build
 	./testdata/needs.sh
-	CRYO_BIN=$(CURDIR)/bin GO=$(GO) ./testdata/test.sh build/test.log -p 1 -timeout $(TESTTIME) $(TESTFLAGS) ./...
+	CRYO_BIN=$(CURDIR)/bin GO=$(GO) $(GO) run ./testdata/runtests build/test.log -p 1 -timeout $(TESTTIME) $(TESTFLAGS) ./...
 
 bench: build
 	CRYO_BIN=$(CURDIR)/bin CRYO_BENCH=1 $(GO) test -run Speed -bench . -timeout $(TESTTIME) -v ./internal/e2e
