@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sort"
 
 	"cryo/internal/image"
 
@@ -22,8 +23,10 @@ type PageFill struct {
 	PID    int          // task to write to, as the tool sees it
 	Parts  []Part       // where pages may be; ascending
 	Uffd   *Uffd        // for parts that are Copied; nil without any
+	Lazy   bool         // pages that may come late are left out
 
 	// Results.
+	Late  []Range // where such pages are: one range a part at most, from the first to the last of them
 	Drop  []Range // inherited pages the task is not to have
 	Pages uint64  // pages written
 	Same  uint64  // pages inherited and found equal
@@ -73,6 +76,9 @@ func (f *PageFill) Run(ctx context.Context) error {
 		}
 		base.shared = f.Shared
 		defer base.Close()
+	}
+	if f.Lazy {
+		own.late, base.late = f.late, func(Range) {}
 	}
 	w := newPageWriter(ctx, f.PID, f.Uffd)
 	err = f.walk(ctx, own, base, w)
@@ -153,6 +159,19 @@ func (f *PageFill) part(own, base *pageStream, p *Part, w *pageWriter) error {
 		at = next
 	}
 	return nil
+}
+
+// late notes where pages come late. Runs ascend.
+func (f *PageFill) late(r Range) {
+	for i := sort.Search(len(f.Parts), func(i int) bool { return f.Parts[i].End > r.Start }); i < len(f.Parts) && f.Parts[i].Start < r.End; i++ {
+		p := &f.Parts[i]
+		here := Range{max(r.Start, p.Start), min(r.End, p.End)}
+		if n := len(f.Late); n > 0 && f.Late[n-1].Start >= p.Start {
+			f.Late[n-1].End = here.End
+			continue
+		}
+		f.Late = append(f.Late, here)
+	}
 }
 
 func (f *PageFill) drop(start, end uint64) {

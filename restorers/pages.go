@@ -34,8 +34,9 @@ type pageStream struct {
 	below  *pageStream // the same page map in the parent set; opened when needed
 	kind   image.PagemapKind
 	id     uint64
-	run    pageRun // not handed out yet, empty when Start == End
-	parent Range   // to be looked up in the parent set
+	late   func(Range) // told of pages that come late, which are left out; nil: none do
+	run    pageRun     // not handed out yet, empty when Start == End
+	parent Range       // to be looked up in the parent set
 	done   bool
 }
 
@@ -161,6 +162,11 @@ func (s *pageStream) next() error {
 		return err
 	}
 	switch {
+	case s.late != nil && run.Flags&image.PELazy != 0:
+		if run.Flags&image.PEPresent != 0 {
+			s.off += int64(run.Bytes())
+		}
+		s.late(Range{run.Addr, run.End()})
 	case run.Flags&image.PEParent != 0:
 		s.parent = Range{run.Addr, run.End()}
 	case run.Flags&image.PEPresent != 0:

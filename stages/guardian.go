@@ -29,6 +29,7 @@ func GuardianKinds() []guardian.Kind {
 		{Name: tcprepair.Sockets{}.UndoKind(), Do: tcprepair.DoLeave},
 		{Name: tcprepair.Silenced{}.UndoKind(), Do: tcprepair.DoEnter},
 		{Name: removeGroup{}.UndoKind(), Do: doRemoveGroup},
+		{Name: lateTask{}.UndoKind(), Do: doEndLate},
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"cryo/internal/actions"
 	"cryo/internal/guardian"
 	"cryo/internal/image"
+	"cryo/internal/lazy"
 	"cryo/internal/options"
 	"cryo/internal/ptrace"
 	"cryo/internal/stats"
@@ -57,6 +58,7 @@ type restorer struct {
 	g        *pipeline.Graph
 	cgroups  *restorers.Cgroups // closed at the end
 	guard    *guardian.Guardian // nil: none is needed, or there is none
+	lazy     *lazy.Client       // nil: all memory is restored before the tree runs
 	finished []func()           // tell the guardian what has been done after the commit
 	stats    stats.Restore
 	root     int // pid of the restored root as the tool sees it
@@ -72,6 +74,12 @@ func newRestorer(o *options.Options) (*restorer, error) {
 	if err != nil {
 		return nil, err
 	}
+	if o.LazyPages {
+		if r.lazy, err = lazyServer(o, dir); err != nil {
+			r.source.Close()
+			return nil, err
+		}
+	}
 	r.scripts = &actions.Runner{Scripts: o.ActionScripts, ImageDir: dir}
 	r.tracer = ptrace.NewTracer()
 	return r, nil
@@ -82,6 +90,9 @@ func (r *restorer) close() {
 	r.cgroups.Close()
 	if r.guard != nil {
 		r.guard.Close()
+	}
+	if r.lazy != nil {
+		r.lazy.Close()
 	}
 	r.source.Close()
 }
@@ -106,6 +117,10 @@ func (r *restorer) graph() *pipeline.Graph {
 		pipeline.Doc("what a fork does not hand on: advice and locks of memory, exe, root, working directory"))
 	threaded := pipeline.Map(g, "restore-threads", placed, r.restoreThreads,
 		pipeline.Doc("clone all threads and give each what is its own"))
+	if r.o.LazyPages {
+		threaded = pipeline.Map(g, "lazy-pages", threaded, r.handOver,
+			pipeline.Doc("hand the memory that comes late over to its server"))
+	}
 	whole := pipeline.Map(g, "restorer-jump", threaded, r.jump,
 		pipeline.Doc("give privileges away, take the interpreter out, set registers"))
 	pipeline.Sink(g, "resume", whole, r.resume,

@@ -49,6 +49,11 @@ func (r *restorer) resume(s *pipeline.Stage, f *family) error {
 	if err := r.detach(f); err != nil {
 		return err
 	}
+	if r.lazy != nil {
+		if err := r.lazy.Finish(); err != nil {
+			return err
+		}
+	}
 	for _, name := range f.paths.Links() {
 		if err := os.Remove(name); err != nil {
 			s.Logger().Warn("a link the dump made stays", "name", name, "err", err)

@@ -57,6 +57,9 @@ func (r *restorer) buildMemory(s *pipeline.Stage, f *family, level []*member) er
 // is filled by writing.
 func (r *restorer) openUffds(f *family, live []*member) (map[*member]*restorers.Uffd, error) {
 	uffds := map[*member]*restorers.Uffd{}
+	if r.o.LazyPages {
+		return uffds, nil // what is filled faster comes late
+	}
 	for _, m := range live {
 		ranges := f.spaces[m.Node].CopyRanges()
 		if len(ranges) == 0 {
@@ -95,6 +98,7 @@ func (r *restorer) fill(s *pipeline.Stage, f *family, live []*member, uffds map[
 		byMember[m].UseUffd(uffds[m])
 		defer uffds[m].Close()
 		byMember[m].Shared = shared
+		byMember[m].Lazy = r.o.LazyPages
 		fills = append(fills, byMember[m])
 		for _, o := range f.shmem {
 			if o.Owner == m.Node {
@@ -119,6 +123,7 @@ func (r *restorer) fill(s *pipeline.Stage, f *family, live []*member, uffds map[
 	drop := map[*member][]restorers.Range{}
 	for m, fill := range byMember {
 		drop[m] = fill.Drop
+		f.late[m.Node] = fill.Late
 	}
 	return drop, nil
 }

@@ -19,7 +19,8 @@ type family struct {
 	*restorePlan
 	members []*member // forkers before whom they fork
 	byNode  map[*restorers.Node]*member
-	kernel  []*restorers.Area // the areas the kernel made in the root
+	late    map[*restorers.Node][]restorers.Range // where memory comes late
+	kernel  []*restorers.Area                     // the areas the kernel made in the root
 }
 
 // member is one process under construction: stopped, and traced by the restore's tracer.
@@ -46,7 +47,7 @@ func (f *family) alive() []*member {
 // forkTree makes all processes, level by level: those of one level map and fill what they have and then fork the next.
 func (r *restorer) forkTree(s *pipeline.Stage, p *restorePlan) (*family, error) {
 	defer r.stats.Forking.Start()()
-	f := &family{restorePlan: p, byNode: map[*restorers.Node]*member{}}
+	f := &family{restorePlan: p, byNode: map[*restorers.Node]*member{}, late: map[*restorers.Node][]restorers.Range{}}
 	if err := r.hiddenFiles(s, p); err != nil {
 		return nil, err
 	}

@@ -40,6 +40,7 @@ var verbs = map[options.Verb]func(context.Context, *options.Options) error{
 	options.Dump:         dump,
 	options.Check:        check,
 	options.PageServer:   pageServer,
+	options.LazyPages:    lazyPages,
 	options.Restore:      restore,
 	options.CPUInfoDump:  cpuinfoDump,
 	options.CPUInfoCheck: cpuinfoCheck,
@@ -51,6 +52,7 @@ const memoryGoal = 48 << 20
 
 func main() {
 	guardian.Main(stages.GuardianKinds()...)
+	stages.LazyMain()
 	// Most runs are over before a first collection would be worth its time; large ones stay small.
 	debug.SetGCPercent(400)
 	debug.SetMemoryLimit(memoryGoal)

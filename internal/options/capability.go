@@ -56,6 +56,7 @@ var built = map[Capability]bool{
 	Streamer:    true,
 	CPUChecks:   true,
 	Dumps:       true,
+	Lazy:        true,
 	Devices:     true,
 	UnixSockets: true,
 	DryRunning:  true,

@@ -1,0 +1,264 @@
+package lazy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"cryo/internal/uffd"
+)
+
+// Server brings pages into the tasks of one restore.
+type Server struct {
+	// Open opens the pages of a task, by the pid it has in the images.
+	Open func(pid int) (Pages, error)
+	// Insure arranges that a task ends if this process dies before it has called forget. The userfaultfd must be
+	// held open until then: else the task goes on with zeros. nil: nobody does that.
+	Insure func(pid int, fd uffd.FD) (forget func(), err error)
+	// Kill ends a task that cannot be served, with all it has forked. nil: it goes on without.
+	Kill func(pid int)
+	// Workers fill what nobody has asked for; 0 means 2.
+	Workers int
+
+	// What has been done so far.
+	Faults atomic.Uint64 // answered with pages of the images
+	Copied atomic.Uint64 // pages brought, for faults and without
+
+	mu       sync.Mutex
+	more     *sync.Cond // something there is to be done, or an end
+	tasks    []*task
+	restored bool  // the restore is complete
+	failed   error // why no more can be done
+	waiting  sync.WaitGroup
+}
+
+// source is the pages of a task and of those it forks.
+type source struct {
+	Pages
+	pid   int
+	users atomic.Int32
+}
+
+// Far says whether pages take long to come.
+func (s *source) Far() bool {
+	_, local := s.Pages.(*Local)
+	return !local
+}
+
+// chunk is how many bytes are filled at a time. A task that changes its address space waits that long at most.
+const chunk = 1 << 20
+
+// Serve serves the restore at the other end of conn until all tasks have all their pages. Its error says why tasks were
+// ended, or that the restore failed.
+func (s *Server) Serve(ctx context.Context, conn *net.UnixConn) error {
+	s.more = sync.NewCond(&s.mu)
+	defer context.AfterFunc(ctx, func() { s.fail(context.Cause(ctx)) })()
+	// A restore that says no more is waited for no longer than there is a reason to.
+	stop := make(chan struct{})
+	s.waiting.Go(func() {
+		select {
+		case <-stop:
+		case <-ctx.Done():
+		}
+		conn.Close()
+	})
+	s.waiting.Go(func() {
+		if err := s.handover(conn); err != nil {
+			s.fail(err)
+		}
+	})
+	for range max(s.Workers, 2) {
+		s.waiting.Go(s.fill)
+	}
+	s.mu.Lock()
+	for s.failed == nil && !(s.restored && len(s.tasks) == 0) {
+		s.more.Wait()
+	}
+	err := s.failed
+	s.mu.Unlock()
+	close(stop)
+	if err != nil {
+		s.giveUp()
+	}
+	s.waiting.Wait()
+	return err
+}
+
+// handover takes tasks from the restore until it is complete.
+func (s *Server) handover(conn *net.UnixConn) error {
+	for {
+		h, err := receive(conn)
+		if errors.Is(err, io.EOF) {
+			err = errors.New("the restore has failed, or was broken off")
+		}
+		if err != nil {
+			return err
+		}
+		switch {
+		case h.last:
+			s.mu.Lock()
+			s.restored = true
+			s.more.Broadcast()
+			s.mu.Unlock()
+			return nil
+		case h.fd >= 0:
+			if err := s.take(h.pid, h.fd); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// take begins to serve a task.
+func (s *Server) take(pid int, fd uffd.FD) error {
+	pages, err := s.Open(pid)
+	if err != nil {
+		return errors.Join(fmt.Errorf("task %d: %w", pid, err), fd.Close())
+	}
+	src := &source{Pages: pages, pid: pid}
+	t := s.newTask(fmt.Sprintf("task %d", pid), fd, src, newSpace(pages.Late()))
+	if s.Insure != nil {
+		if t.forget, err = s.Insure(pid, fd); err != nil {
+			t.end()
+			return err
+		}
+	}
+	slog.Debug(fmt.Sprintf("Received PID: %d, uffd: %d", pid, fd), "late pages", t.space.left.Load())
+	s.begin(t)
+	return nil
+}
+
+func (s *Server) newTask(name string, fd uffd.FD, src *source, sp *space) *task {
+	src.users.Add(1)
+	return &task{s: s, name: name, fd: fd, file: os.NewFile(uintptr(fd), "userfaultfd"), pages: src, space: sp}
+}
+
+// begin has a task looked after.
+func (s *Server) begin(t *task) {
+	s.mu.Lock()
+	s.tasks = append(s.tasks, t)
+	s.more.Broadcast()
+	s.mu.Unlock()
+	s.waiting.Go(func() {
+		t.endIfDone()
+		if err := t.listen(); err != nil {
+			s.fail(err)
+		}
+	})
+}
+
+// born begins to serve what a task has forked. The task's space is locked.
+func (s *Server) born(parent *task, fd uffd.FD) {
+	s.begin(s.newTask("child of "+parent.name, fd, parent.pages, parent.space.clone()))
+}
+
+// ended notes that a task needs nothing any more.
+func (s *Server) ended(t *task) {
+	if t.pages.users.Add(-1) == 0 {
+		t.pages.Close()
+	}
+	s.mu.Lock()
+	s.tasks = slices.DeleteFunc(s.tasks, func(other *task) bool { return other == t })
+	s.more.Broadcast()
+	s.mu.Unlock()
+}
+
+// changed wakes who fills, because there may be something to fill elsewhere.
+func (s *Server) changed() {
+	s.mu.Lock()
+	s.more.Broadcast()
+	s.mu.Unlock()
+}
+
+func (s *Server) count(c *atomic.Uint64, n int) { c.Add(uint64(n)) }
+
+// fail ends the service. The first reason counts.
+func (s *Server) fail(err error) {
+	s.mu.Lock()
+	if s.failed == nil {
+		s.failed = err
+	}
+	s.more.Broadcast()
+	s.mu.Unlock()
+}
+
+// giveUp ends all tasks that miss something.
+func (s *Server) giveUp() {
+	s.mu.Lock()
+	left := slices.Clone(s.tasks)
+	s.mu.Unlock()
+	for _, t := range left {
+		if s.Kill != nil && t.space.left.Load() > 0 {
+			slog.Error(fmt.Sprintf("%s is ended: %d pages of it are missing", t.name, t.space.left.Load()))
+			s.Kill(t.pages.pid)
+		}
+	}
+	for _, t := range left {
+		t.end()
+	}
+}
+
+// fill brings what nobody has asked for yet, once the tasks run.
+func (s *Server) fill() {
+	for {
+		t, img, n := s.claim()
+		if t == nil {
+			return
+		}
+		err := t.settle(func() error { return t.pages.Fetch(img, n, t.arrived) })
+		if err != nil {
+			s.fail(err)
+		}
+		s.mu.Lock()
+		t.busy--
+		s.more.Broadcast()
+		s.mu.Unlock()
+	}
+}
+
+// claim chooses what to fill next, and waits where there is nothing at the moment; nil at the end.
+func (s *Server) claim() (t *task, img, n uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		if s.failed != nil || s.restored && len(s.tasks) == 0 {
+			return nil, 0, 0
+		}
+		if s.restored {
+			for i, t := range s.tasks {
+				if img, n, ok := t.next(); ok {
+					// The others come first next time.
+					copy(s.tasks[i:], s.tasks[i+1:])
+					s.tasks[len(s.tasks)-1] = t
+					return t, img, n
+				}
+			}
+		}
+		s.more.Wait()
+	}
+}
+
+// next is what to fill next of a task; the server is locked. Its layout may be about to change: who holds its lock for that
+// never waits for the server's.
+func (t *task) next() (img, n uint64, ok bool) {
+	if t.closed.Load() || !t.mu.TryRLock() {
+		return 0, 0, false
+	}
+	defer t.mu.RUnlock()
+	at, img, n, ok := t.space.missing(t.cursor, chunk)
+	if !ok && t.busy == 0 && t.cursor > 0 {
+		at, img, n, ok = t.space.missing(0, chunk)
+	}
+	if ok {
+		t.cursor = at + n
+		t.busy++
+	}
+	return img, n, ok
+}

@@ -1,0 +1,217 @@
+package stages
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+
+	"cryo/internal/guardian"
+	"cryo/internal/lazy"
+	"cryo/internal/options"
+	"cryo/internal/procfs"
+	"cryo/internal/uffd"
+
+	"golang.org/x/sys/unix"
+)
+
+// ListenLazyPages opens the socket in the work directory that [ServeLazyPages] takes its restore from.
+func ListenLazyPages(o *options.Options) (*net.UnixListener, error) {
+	path := filepath.Join(o.Work(), lazy.SocketName)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("lazy-pages: %w", err)
+	}
+	slog.Debug("Waiting for incoming connections on " + path)
+	return l, os.Chmod(path, 0o600)
+}
+
+// AcceptLazyRestore waits for the one restore that a server serves, and closes the listener.
+func AcceptLazyRestore(ctx context.Context, l *net.UnixListener) (*net.UnixConn, error) {
+	defer l.Close()
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	conn, err := l.AcceptUnix()
+	if err != nil && ctx.Err() != nil {
+		return nil, fmt.Errorf("lazy-pages: ended before a restore came: %w", ctx.Err())
+	}
+	return conn, err
+}
+
+// ServeLazyPages brings pages into the tasks of the restore at the other end of conn until all are in.
+func ServeLazyPages(ctx context.Context, o *options.Options, conn *net.UnixConn) error {
+	images, err := imagesDir(o)
+	if err != nil {
+		return err
+	}
+	if images == nil {
+		return errors.New("lazy-pages: it needs the set in a directory: -D - is none")
+	}
+	defer images.Close()
+	src, err := openSource(o, images)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	s := &lazy.Server{
+		Open: func(pid int) (lazy.Pages, error) { return lazy.OpenLocal(src, pid) },
+		Kill: func(pid int) { killFamilies([]int{pid}) },
+	}
+	if guardian.Available() {
+		guard, err := guardian.Start(nil)
+		if err != nil {
+			return err
+		}
+		defer guard.Close()
+		s.Insure = func(pid int, fd uffd.FD) (func(), error) { return insureLate(guard, pid, fd) }
+	}
+	if err := s.Serve(ctx, conn); err != nil {
+		return fmt.Errorf("lazy-pages: %w", err)
+	}
+	slog.Info("lazy-pages: all pages are in", "faults", s.Faults.Load(), "pages", s.Copied.Load())
+	return nil
+}
+
+// lateTask is a task whose missing pages would be zeros if nobody served them any more.
+type lateTask struct {
+	Task taskID
+	fd   *os.File
+}
+
+// UndoKind implements pipeline.UndoRecord.
+func (lateTask) UndoKind() string { return "end-lazy-task" }
+
+// Descriptors implements guardian.Holder.
+func (t lateTask) Descriptors() []*os.File { return []*os.File{t.fd} }
+
+func insureLate(guard *guardian.Guardian, pid int, fd uffd.FD) (func(), error) {
+	id, err := identify(pid)
+	if err != nil {
+		return nil, err
+	}
+	dup, err := dupFD(int(fd), "userfaultfd")
+	if err != nil {
+		return nil, err
+	}
+	defer dup.Close()
+	return guard.Record(lateTask{id, dup})
+}
+
+func doEndLate(_ context.Context, data json.RawMessage, _ []int) error {
+	var t lateTask
+	if err := json.Unmarshal(data, &t); err != nil {
+		return err
+	}
+	if now, err := identify(t.Task.Pid); err != nil || now != t.Task {
+		return nil
+	}
+	return killFamilies([]int{t.Task.Pid})
+}
+
+// killFamilies kills tasks and what they have forked, which misses the same pages.
+func killFamilies(pids []int) error {
+	var errs []error
+	for len(pids) > 0 {
+		pid := pids[0]
+		pids = pids[1:]
+		if dir, err := procfs.OpenTask(pid); err == nil {
+			if tids, err := dir.Threads(); err == nil {
+				if children, err := dir.Children(tids); err == nil {
+					pids = append(pids, children...)
+				}
+			}
+			dir.Close()
+		}
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("kill task %d: %w", pid, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Descriptors an own server is started with, besides its log on 2.
+const (
+	lazySocketFD = 3
+	lazyImagesFD = 4
+)
+
+// lazyArgv0 tells an executable that it is started as the server of a lazy restore.
+const lazyArgv0 = "criu-lazy-pages"
+
+var lazyAvailable atomic.Bool
+
+// LazyMain makes this process the server of a lazy restore, and does not return, if it was started as one; else it does
+// nothing. Whoever wants lazy restores that bring their server with them calls it first thing in main, behind
+// guardian.Main.
+func LazyMain() {
+	lazyAvailable.Store(true)
+	if len(os.Args) != 2 || os.Args[0] != lazyArgv0 {
+		return
+	}
+	os.WriteFile("/proc/self/comm", []byte(lazyArgv0), 0)
+	if err := ownLazyServer(os.Args[1]); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", lazyArgv0, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func ownLazyServer(text string) error {
+	o := options.Default()
+	if err := json.NewDecoder(strings.NewReader(text)).Decode(o); err != nil {
+		return err
+	}
+	o.ImagesDirFD = lazyImagesFD
+	conn, err := net.FileConn(os.NewFile(lazySocketFD, "restore"))
+	if err != nil {
+		return err
+	}
+	return ServeLazyPages(context.Background(), o, conn.(*net.UnixConn))
+}
+
+// startLazyServer starts a process that serves one restore.
+func startLazyServer(o *options.Options, images *os.File) (*lazy.Client, error) {
+	if !lazyAvailable.Load() {
+		return nil, fmt.Errorf("no lazy-pages server listens on %s in the work directory: start criu lazy-pages there first", lazy.SocketName)
+	}
+	text, err := json.Marshal(o)
+	if err != nil {
+		return nil, err
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socketpair", err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "lazy-pages"), os.NewFile(uintptr(fds[1]), "restore")
+	defer ours.Close()
+	defer theirs.Close()
+	conn, err := net.FileConn(ours)
+	if err != nil {
+		return nil, err
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	proc, err := os.StartProcess("/proc/self/exe", []string{lazyArgv0, string(text)}, &os.ProcAttr{
+		Dir:   "/",
+		Files: []*os.File{null, null, os.Stderr, theirs, images},
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("start the lazy-pages server: %w", err)
+	}
+	go proc.Wait()
+	return lazy.NewClient(conn.(*net.UnixConn)), nil
+}
