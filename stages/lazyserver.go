@@ -62,8 +62,18 @@ func ServeLazyPages(ctx context.Context, o *options.Options, conn *net.UnixConn)
 		return err
 	}
 	defer src.Close()
+	open := func(pid int) (lazy.Pages, error) { return lazy.OpenLocal(src, pid) }
+	if o.PageServer {
+		conn, _, err := dialPageServer(o)
+		if err != nil {
+			return err
+		}
+		far := lazy.NewRemote(conn)
+		defer far.Close()
+		open = func(pid int) (lazy.Pages, error) { return far.Open(src, pid) }
+	}
 	s := &lazy.Server{
-		Open: func(pid int) (lazy.Pages, error) { return lazy.OpenLocal(src, pid) },
+		Open: open,
 		Kill: func(pid int) { killFamilies([]int{pid}) },
 	}
 	if guardian.Available() {

@@ -8,6 +8,8 @@ import (
 	"os"
 	"strconv"
 
+	"cryo/internal/image"
+	"cryo/internal/lazy"
 	"cryo/internal/options"
 	"cryo/sinks"
 )
@@ -23,7 +25,8 @@ func ListenPages(ctx context.Context, o *options.Options) (net.Listener, error) 
 	return l, nil
 }
 
-// ServePages receives the pages of one dump into the images directory of o: from the connection o.PageServerFD, or from
+// ServePages receives the pages of one dump into the images directory of o, or with o.LazyPages sends those that are there
+// to a lazy restore: from the connection o.PageServerFD, or from
 // the first client of l, which it closes then.
 func ServePages(ctx context.Context, o *options.Options, l net.Listener) error {
 	conn, err := pageClient(ctx, o, l)
@@ -47,6 +50,9 @@ func ServePages(ctx context.Context, o *options.Options, l net.Listener) error {
 	if images == nil {
 		return fmt.Errorf("a page server stores pages in a directory: -D - has none")
 	}
+	if o.LazyPages {
+		return serveLate(conn, images)
+	}
 	dir, err := sinks.NewDirFile(images, sinks.DirOptions{Sync: o.Sync, PagesOnly: true, FirstPages: sinks.ServerPagesBase})
 	if err != nil {
 		return err
@@ -54,6 +60,18 @@ func ServePages(ctx context.Context, o *options.Options, l net.Listener) error {
 	defer dir.Close()
 	n, err := sinks.ServePages(conn, dir)
 	slog.Info("page server is done", "bytes", n, "client", conn.RemoteAddr())
+	return err
+}
+
+// serveLate sends the pages of an image set to who restores it elsewhere, as its tasks want them.
+func serveLate(conn net.Conn, images *os.File) error {
+	defer images.Close()
+	set, err := image.Expand(image.NewDir(images))
+	if err != nil {
+		return err
+	}
+	n, err := lazy.ServeGets(conn, func(pid int) (lazy.Pages, error) { return lazy.OpenLocal(set, pid) })
+	slog.Info("page server is done", "pages", n, "client", conn.RemoteAddr())
 	return err
 }
 

@@ -24,8 +24,6 @@ type Server struct {
 	Insure func(pid int, fd uffd.FD) (forget func(), err error)
 	// Kill ends a task that cannot be served, with all it has forked. nil: it goes on without.
 	Kill func(pid int)
-	// Workers fill what nobody has asked for; 0 means 2.
-	Workers int
 
 	// What has been done so far.
 	Faults atomic.Uint64 // answered with pages of the images
@@ -52,8 +50,13 @@ func (s *source) Far() bool {
 	return !local
 }
 
-// chunk is how many bytes are filled at a time. A task that changes its address space waits that long at most.
-const chunk = 1 << 20
+const (
+	// fillers is how many bring what nobody has asked for. Two processors are busy with that from memory, and from far
+	// away a few questions are on their way at any time.
+	fillers = 2
+	// chunk is how many bytes each brings at a time. A fault waits that long, and a task that changes its address space.
+	chunk = 512 << 10
+)
 
 // Serve serves the restore at the other end of conn until all tasks have all their pages. Its error says why tasks were
 // ended, or that the restore failed.
@@ -74,7 +77,7 @@ func (s *Server) Serve(ctx context.Context, conn *net.UnixConn) error {
 			s.fail(err)
 		}
 	})
-	for range max(s.Workers, 2) {
+	for range fillers {
 		s.waiting.Go(s.fill)
 	}
 	s.mu.Lock()
@@ -212,7 +215,7 @@ func (s *Server) fill() {
 		if t == nil {
 			return
 		}
-		err := t.settle(func() error { return t.pages.Fetch(img, n, t.arrived) })
+		err := t.settle(func() error { return t.pages.Fetch(img, n, t.deliver()) })
 		if err != nil {
 			s.fail(err)
 		}

@@ -51,6 +51,7 @@ func (t *task) listen() error {
 		var told error
 		err := conn.Read(func(uintptr) bool {
 			events, told = t.read(buf, events[:0])
+			t.s.changed() // who fills passes by a task that is being read
 			return !errors.Is(told, unix.EAGAIN) || len(faults) > 0
 		})
 		if err == nil && !errors.Is(told, unix.EAGAIN) {
@@ -62,7 +63,6 @@ func (t *task) listen() error {
 		case err != nil:
 			return fmt.Errorf("%s: %w", t.name, err)
 		}
-		t.s.changed()
 		for _, e := range events {
 			if e.Kind == uffd.Fault {
 				faults = append(faults, e.Addr&^(pageSize-1))
@@ -164,7 +164,17 @@ func (t *task) fault(addr uint64) error {
 	}
 	t.mu.RUnlock()
 	t.s.count(&t.s.Faults, 1)
-	return t.pages.Fetch(img, n, t.arrived)
+	return t.pages.Fetch(img, n, t.deliver())
+}
+
+// deliver is where pages go. What has come from far is not asked for again while the address space changes.
+func (t *task) deliver() Deliver {
+	if !t.pages.Far() {
+		return t.arrived
+	}
+	return func(img uint64, b []byte) error {
+		return t.settle(func() error { return t.arrived(img, b) })
+	}
 }
 
 func (t *task) zero(addr uint64) error {
