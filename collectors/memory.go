@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"sync"
 
+	"cryo/internal/pagecopy"
 	"cryo/internal/pagemap"
 	"cryo/internal/vma"
 
@@ -28,6 +29,9 @@ type Memory struct {
 	locked  bool              // something is mlocked
 	flags   func() ([]vma.Flags, error)
 	guards  []pagemap.Region
+
+	leave bool             // pages that may come late stay in the task
+	late  []pagecopy.Range // those
 
 	deadRings map[int]bool  // AIO rings of no context of this task
 	shared    *SharedMemory // set by Register

@@ -57,6 +57,12 @@ func (m *Memory) DumpPages(ctx context.Context, t *Task, dst PageDest, stats *Me
 // largeMapping is the size in bytes from which on an anonymous mapping is scanned by itself.
 const largeMapping = 4 << 20
 
+// LeaveLate has DumpPages leave the pages in the task that may come late.
+func (m *Memory) LeaveLate() { m.leave = true }
+
+// Late lists the pages that DumpPages has left in the task, ascending.
+func (m *Memory) Late() []pagecopy.Range { return m.late }
+
 // walk puts the ranges to be stored in the order of their addresses, and notes guard regions. One scan over many small
 // mappings costs a third of one a mapping.
 func (m *Memory) walk(pm *pagemap.Map, put func(pagecopy.Range) error) error {
@@ -116,12 +122,16 @@ func (w *walker) region(r pagemap.Region) error {
 			continue
 		}
 		start, end := max(mp.Start, r.Start), min(mp.End, r.End)
-		err := w.put(pagecopy.Range{
+		r := pagecopy.Range{
 			Addr: start, Len: end - start, Flags: w.m.lazy(i),
 			KeepZero: mp.HasFile() && w.m.kinds[i] != vma.Anonymous,
 			Force:    mp.Prot&unix.PROT_READ == 0,
-		})
-		if err != nil {
+		}
+		if w.m.leave && r.Flags&image.PELazy != 0 {
+			r.Absent = true
+			w.m.late = append(w.m.late, r)
+		}
+		if err := w.put(r); err != nil {
 			return err
 		}
 	}

@@ -94,6 +94,10 @@ func (d *dumper) graph() *pipeline.Graph {
 		pipeline.Doc("write the images of the whole tree"))
 	valid := pipeline.Map(g, "commit", complete, d.commit,
 		pipeline.Doc("the inventory makes the set valid"))
+	if d.o.LazyPages {
+		valid = pipeline.Map(g, "lazy-pages", valid, d.serveLate,
+			pipeline.Doc("send the memory that was left in the tasks to who restores them"))
+	}
 	pipeline.Sink(g, "finish", valid, d.finish,
 		pipeline.Doc("kill the tree, leave it stopped, or let it run on"))
 	return g

@@ -41,7 +41,7 @@ func (d *dumper) letGo(s *pipeline.Stage, tasks []*collectors.Task, emit func(*c
 	if err := d.env.Obstacles.Err(); err != nil {
 		return err
 	}
-	if d.o.Final == options.LeaveRunning && d.scripts.Scripts == nil && d.scripts.Notify == nil && d.freezer.group == nil {
+	if d.o.Final == options.LeaveRunning && !d.o.LazyPages && d.scripts.Scripts == nil && d.scripts.Notify == nil && d.freezer.group == nil {
 		for _, step := range append(d.reconnecting, d.ejecting, d.thawing) {
 			if err := step.Run(s.Context()); err != nil {
 				return err

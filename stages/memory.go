@@ -47,6 +47,9 @@ func (m *memory) store(s *pipeline.Stage, tp taskPages) (*collectors.Task, error
 	if tp.pages == nil {
 		return tp.task, nil
 	}
+	if m.env.Options.LazyPages {
+		tp.task.Memory.LeaveLate()
+	}
 	before := m.stats.Private.Written.Load()
 	err := tp.task.Memory.DumpPages(s.Context(), tp.task, tp.pages, m.stats, m.self)
 	s.Bytes(int64(m.stats.Private.Written.Load()-before) * image.PageSize)

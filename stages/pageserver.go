@@ -29,20 +29,12 @@ func ListenPages(ctx context.Context, o *options.Options) (net.Listener, error) 
 // to a lazy restore: from the connection o.PageServerFD, or from
 // the first client of l, which it closes then.
 func ServePages(ctx context.Context, o *options.Options, l net.Listener) error {
-	conn, err := pageClient(ctx, o, l)
+	conn, err := acceptPages(ctx, o, l)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	if o.TLS {
-		safe, err := tlsOf(o).Server(ctx, conn)
-		if err != nil {
-			return fmt.Errorf("page server: %w", err)
-		}
-		defer safe.Close() // says goodbye before the connection under it ends
-		conn = safe
-	}
 	images, err := imagesDir(o)
 	if err != nil {
 		return err
@@ -73,6 +65,20 @@ func serveLate(conn net.Conn, images *os.File) error {
 	n, err := lazy.ServeGets(conn, func(pid int) (lazy.Pages, error) { return lazy.OpenLocal(set, pid) })
 	slog.Info("page server is done", "pages", n, "client", conn.RemoteAddr())
 	return err
+}
+
+// acceptPages is the connection of the one client, protected if o says so.
+func acceptPages(ctx context.Context, o *options.Options, l net.Listener) (net.Conn, error) {
+	conn, err := pageClient(ctx, o, l)
+	if err != nil || !o.TLS {
+		return conn, err
+	}
+	safe, err := tlsOf(o).Server(ctx, conn)
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("page server: %w", err)
+	}
+	return safe, nil // its end says goodbye, and ends the connection under it
 }
 
 // pageClient is the connection of the one client.

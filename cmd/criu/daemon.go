@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -9,8 +8,6 @@ import (
 
 	"cryo/internal/options"
 	"cryo/stages"
-
-	"golang.org/x/sys/unix"
 )
 
 // A server goes to the background by starting this program again, with the same arguments and the socket that is
@@ -56,12 +53,5 @@ func ready(o *options.Options, pid int) error {
 			return err
 		}
 	}
-	if o.StatusFD < 0 {
-		return nil
-	}
-	_, err := unix.Write(o.StatusFD, []byte{0})
-	if err = errors.Join(err, unix.Close(o.StatusFD)); err != nil {
-		return fmt.Errorf("--status-fd %d: %w", o.StatusFD, err)
-	}
-	return nil
+	return stages.SignalReady(o)
 }

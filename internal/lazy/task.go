@@ -258,8 +258,8 @@ func (t *task) end() {
 	if t.forget != nil {
 		t.forget()
 	}
-	t.mu.Lock() // nobody is placing a page
-	t.file.Close()
+	t.mu.Lock() // until nobody is placing a page
 	t.mu.Unlock()
+	t.file.Close() // waits for the reader of events, who may want the lock
 	t.s.ended(t)
 }

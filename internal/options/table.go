@@ -288,7 +288,7 @@ var Table = []Option{
 		watching(func(o *Options) any { return o.PageServerFD }),
 	flag(secServer, "daemon", serving, "", Core, "go to the background once the socket is there",
 		func(o *Options) *bool { return &o.Detach }),
-	text(secServer, "status-fd", "FD", serving, "status_fd", Core, "write \\0 to FD and close it when ready",
+	text(secServer, "status-fd", "FD", Dump|serving, "status_fd", Core, "write \\0 to FD and close it when ready",
 		func(o *Options) any { return bounded{&o.StatusFD, 0, maxFD, "descriptor number"} }).
 		watching(func(o *Options) any { return o.StatusFD }),
 	flag(secServer, "tls", dumping|PageServer|LazyPages, "tls", TLSWire, "protect the connection by TLS",

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -39,6 +40,7 @@ type Range struct {
 	Flags     uint32 // image.PE* of its entry, PEPresent being understood
 	KeepZero  bool   // pages of zeros have to be stored: without them something else would be seen
 	Force     bool   // the task may not read them
+	Absent    bool   // only announced: the bytes stay where they are
 }
 
 // Stats counts what was done. It may be read at any time.
@@ -120,7 +122,9 @@ func New(ctx context.Context, src Source, dst Dest, workers int, stats *Stats) *
 func (c *Copier) Put(r Range) error {
 	for r.Len > 0 {
 		n, self := c.cut(r)
-		if err := c.put(Range{r.Addr, n, r.Flags, r.KeepZero, r.Force}, self); err != nil {
+		part := r
+		part.Len = n
+		if err := c.put(part, self); err != nil {
 			return err
 		}
 		r.Addr, r.Len = r.Addr+n, r.Len-n
@@ -148,10 +152,13 @@ func (c *Copier) put(r Range, self bool) error {
 				return c.fail()
 			}
 		}
-		n := min(r.Len, uint64(limit-c.cur.bytes))
-		c.cur.ranges = append(c.cur.ranges, Range{r.Addr, n, r.Flags, r.KeepZero, r.Force})
-		c.cur.bytes += int(n)
-		r.Addr, r.Len = r.Addr+n, r.Len-n
+		part := r
+		if !r.Absent {
+			part.Len = min(r.Len, uint64(limit-c.cur.bytes))
+			c.cur.bytes += int(part.Len)
+		}
+		c.cur.ranges = append(c.cur.ranges, part)
+		r.Addr, r.Len = r.Addr+part.Len, r.Len-part.Len
 		if c.cur.bytes == limit || len(c.cur.ranges) == maxRanges {
 			if err := c.send(); err != nil {
 				return err
@@ -248,7 +255,7 @@ func (c *Copier) do(b *batch) error {
 // move reads a batch, announces what of it is stored, and writes that.
 func (c *Copier) move(b *batch) error {
 	buf := b.buffer()[:b.bytes]
-	if err := c.src.ReadPages(b.ranges, buf); err != nil {
+	if err := c.src.ReadPages(b.reads(), buf); err != nil {
 		return err
 	}
 	if err := c.await(b); err != nil {
@@ -269,6 +276,15 @@ func (c *Copier) move(b *batch) error {
 	return writeAll(c.file, b.iov, off)
 }
 
+// reads lists the ranges whose bytes are wanted.
+func (b *batch) reads() []Range {
+	absent := func(r Range) bool { return r.Absent }
+	if !slices.ContainsFunc(b.ranges, absent) {
+		return b.ranges
+	}
+	return slices.DeleteFunc(slices.Clone(b.ranges), absent)
+}
+
 // await waits until all batches before have their places.
 func (c *Copier) await(b *batch) error {
 	select {
@@ -284,6 +300,12 @@ func (c *Copier) await(b *batch) error {
 func (c *Copier) announce(b *batch, buf []byte) (kept int64, err error) {
 	b.iov = b.iov[:0]
 	for _, r := range b.ranges {
+		if r.Absent {
+			if err := c.dst.Add(r.Addr, r.Len/pageSize, r.Flags); err != nil {
+				return 0, err
+			}
+			continue
+		}
 		part := buf[:r.Len]
 		buf = buf[r.Len:]
 		for addr := r.Addr; len(part) > 0; {

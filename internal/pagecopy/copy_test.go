@@ -153,7 +153,7 @@ func TestCopyTask(t *testing.T) {
 				c := New(context.Background(), src, dst, 2, &stats)
 				for p := uint64(0); p < pages; p += 4 {
 					at := addr + p*pageSize
-					for _, r := range []Range{{at, pageSize, 0, keepZero, false}, {at + 2*pageSize, 2 * pageSize, image.PELazy, keepZero, false}} {
+					for _, r := range []Range{{Addr: at, Len: pageSize, KeepZero: keepZero}, {Addr: at + 2*pageSize, Len: 2 * pageSize, Flags: image.PELazy, KeepZero: keepZero}} {
 						if err := c.Put(r); err != nil {
 							t.Fatal(err)
 						}

@@ -33,7 +33,7 @@ func (c *Copier) LetSourceWrite(s Self) {
 
 // cut decides who writes the beginning of r, and how long that is.
 func (c *Copier) cut(r Range) (n uint64, self bool) {
-	if c.self == nil || r.Force || r.Len < selfWindow || !c.self.Ready() {
+	if c.self == nil || r.Force || r.Absent || r.Len < selfWindow || !c.self.Ready() {
 		return r.Len, false
 	}
 	self = r.KeepZero || c.self.Dense(r.Addr, selfWindow)

@@ -5,6 +5,10 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+
+	"cryo/internal/options"
+
+	"golang.org/x/sys/unix"
 )
 
 // WritePidFile makes a file that must not exist and writes a pid to it, without a newline, as criu's readers expect.
@@ -16,6 +20,18 @@ func WritePidFile(path string, pid int) error {
 	_, err = f.WriteString(strconv.Itoa(pid))
 	if err = errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("pid file: %w", err)
+	}
+	return nil
+}
+
+// SignalReady says that a server answers now: a zero byte goes to o.StatusFD, which is closed.
+func SignalReady(o *options.Options) error {
+	if o.StatusFD < 0 {
+		return nil
+	}
+	_, err := unix.Write(o.StatusFD, []byte{0})
+	if err = errors.Join(err, unix.Close(o.StatusFD)); err != nil {
+		return fmt.Errorf("--status-fd %d: %w", o.StatusFD, err)
 	}
 	return nil
 }
