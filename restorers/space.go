@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	"cryo/internal/image"
 	"cryo/internal/remote"
 	"cryo/internal/vma"
 
@@ -183,21 +184,33 @@ func mmap(b *remote.Builder, a *Area, prot uint32, open Opener) error {
 	return nil
 }
 
-// EmitProtect drops inherited pages the task does not have, and gives mappings their protection.
-func (s *Space) EmitProtect(b *remote.Builder, drop []Range) {
+// EmitProtect drops inherited pages the task does not have, and gives mappings their protection. late is where pages come
+// later.
+func (s *Space) EmitProtect(b *remote.Builder, drop, late []Range) {
 	for _, r := range drop {
 		b.Call(unix.SYS_MADVISE, remote.Imm(r.Start), remote.Imm(r.Len()), remote.Imm(unix.MADV_DONTNEED)).Must()
 	}
 	for _, a := range s.Change.Map {
-		if fillProt(a) != a.Prot {
-			mprotect(b, a)
+		if fillProt(a) == a.Prot {
+			continue
 		}
+		if slices.ContainsFunc(late, func(r Range) bool { return r.Start < a.End && a.Start < r.End }) {
+			keepAccounted(b, a)
+		}
+		mprotect(b, a)
 	}
 	for _, k := range s.Change.Kept {
 		if k.Had != k.Prot {
 			mprotect(b, k.Area)
 		}
 	}
+}
+
+// keepAccounted makes a page of an area and drops it again: the kernel takes memory that never had one off the account when
+// it becomes unwritable, and the dumped one was on it. Before Linux 5.14, where it cannot be made so, it does not matter.
+func keepAccounted(b *remote.Builder, a *Area) {
+	b.Call(unix.SYS_MADVISE, remote.Imm(a.Start), remote.Imm(image.PageSize), remote.Imm(unix.MADV_POPULATE_WRITE)).Discard()
+	b.Call(unix.SYS_MADVISE, remote.Imm(a.Start), remote.Imm(image.PageSize), remote.Imm(unix.MADV_DONTNEED)).Must().Discard()
 }
 
 func mprotect(b *remote.Builder, a *Area) {

@@ -34,7 +34,7 @@ func lazyServer(o *options.Options, images *os.File) (*lazy.Client, error) {
 // page.
 func (r *restorer) handOver(_ *pipeline.Stage, f *family) (*family, error) {
 	for _, m := range f.members {
-		if m.Dead() {
+		if !m.Helper() && m.Dead() {
 			if err := r.lazy.Dead(m.ID); err != nil {
 				return nil, err
 			}

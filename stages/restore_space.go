@@ -48,7 +48,7 @@ func (r *restorer) buildMemory(s *pipeline.Stage, f *family, level []*member) er
 				o.EmitDone(b, f.layouts[m.Node])
 			}
 		}
-		f.spaces[m.Node].EmitProtect(b, drop[m])
+		f.spaces[m.Node].EmitProtect(b, drop[m], f.late[m.Node])
 		return nil
 	})
 }

@@ -1,0 +1,118 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"cryo/internal/procfs"
+)
+
+// TestLazy restores every workload without its memory, which comes while it runs and checks itself: served by the restore's
+// own server, by one started before, from images far away, and by the peer's daemon.
+func TestLazy(t *testing.T) {
+	daemon := func(t *testing.T, criu, images string, extra ...string) {
+		t.Helper()
+		cmd := append([]string{criu, "lazy-pages", "-D", images, "--daemon", "-o", "lazy.log", "-v4"}, extra...)
+		Must(t, filepath.Join(images, "lazy.log"), cmd...)
+	}
+	ways := []struct {
+		name  string
+		peer  bool
+		serve func(t *testing.T, images string)
+	}{
+		{"own", false, func(*testing.T, string) {}},
+		{"daemon", false, func(t *testing.T, images string) { daemon(t, tools.Criu, images) }},
+		{"peer's daemon", true, func(t *testing.T, images string) { daemon(t, tools.Peer, images) }},
+		{"far away", false, func(t *testing.T, images string) {
+			port := freePort(t)
+			Must(t, filepath.Join(images, "server.log"), tools.Criu, "page-server", "--lazy-pages", "-D", images, "--address", "127.0.0.1",
+				"--port", port, "--daemon", "-o", "server.log", "-v4")
+			daemon(t, tools.Criu, images, "--page-server", "--address", "127.0.0.1", "--port", port)
+		}},
+	}
+	for _, way := range ways {
+		t.Run(way.name, func(t *testing.T) {
+			if way.peer && tools.Peer == "" {
+				t.Skip("CRIU_PEER names no criu")
+			}
+			eachWorkload(t, func(t *testing.T, start func() *Target) {
+				target, images := start(), t.TempDir()
+				target.Dump(tools.Criu, images)
+				way.serve(t, images)
+				target.Restore(tools.Criu, images, "--lazy-pages")
+				if strings.HasSuffix(t.Name(), "/mapkinds") { // it compares what smaps tells, "um" too
+					target.await("all pages", func() bool { return !served(t, target.Pid) })
+				}
+				target.Go()
+			})
+		})
+	}
+}
+
+// TestLazyUnderFire has the restored tasks do to their memory all that can be done while it comes.
+func TestLazyUnderFire(t *testing.T) {
+	RequireRoot(t)
+	for range 5 {
+		target, images := tools.StartWorkload(t, "lazyfire", "32"), t.TempDir()
+		target.Dump(tools.Criu, images)
+		target.Restore(tools.Criu, images, "--lazy-pages")
+		target.Go()
+	}
+}
+
+// TestLazyServerKilled kills the server of a task that misses most of its memory. The task must not go on: it would see zeros.
+func TestLazyServerKilled(t *testing.T) {
+	RequireRoot(t)
+	target, images := tools.StartWorkload(t, "bigmem", "512"), t.TempDir()
+	target.Dump(tools.Criu, images)
+	// A server that is stopped fills nothing.
+	cmd := exec.Command(tools.Criu, "lazy-pages", "-D", images, "-o", "lazy.log", "-v4")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	target.await("the server's socket", func() bool {
+		_, err := os.Stat(filepath.Join(images, "lazy-pages.socket"))
+		return err == nil
+	})
+	target.Restore(tools.Criu, images, "--lazy-pages")
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+	if !missing(t, images) {
+		t.Skip("all pages were in before the server was killed")
+	}
+	target.await("the end of the task", func() bool { return !target.Alive() || zombie(target.Pid) })
+}
+
+// served says whether faults of a task are answered by a server.
+func served(t *testing.T, pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Contains(string(b), " um ")
+}
+
+// missing says whether the server's log does not tell that all pages are in.
+func missing(t *testing.T, images string) bool {
+	b, err := os.ReadFile(filepath.Join(images, "lazy.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return !strings.Contains(string(b), "all pages are in")
+}
+
+func zombie(pid int) bool {
+	dir, err := procfs.OpenTask(pid)
+	if err != nil {
+		return false
+	}
+	defer dir.Close()
+	st, err := dir.Stat()
+	return err == nil && st.State == 'Z'
+}
