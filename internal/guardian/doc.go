@@ -4,6 +4,11 @@
 // each change before it makes it. If the ward dies, by SIGKILL, by the OOM killer or by a bug, the guardian does what the
 // ward would have done: it takes the changes back, or, if the ward had passed its point of no return, finishes.
 //
+// Nearly always nothing is left to be done. So what the ward starts is only a sentry: a program of package remote in a memfd,
+// which holds the guardian's end of the socket and sleeps. It becomes the guardian by exec when the ward has died, when
+// it closes the journal with something left in it, or when the socket is full. Else it is killed in the end.
+// Where nothing in a memfd may be executed (vm.memfd_noexec) the guardian itself is started.
+//
 // # Protocol
 //
 // The two share a pair of SOCK_SEQPACKET sockets. The ward sends, the guardian never answers: a message that is in the
@@ -25,11 +30,10 @@
 //
 // # What the guardian is immune to
 //
-// It has a session of its own, ignores every signal that can be ignored but those for faults such as SIGSEGV, and holds
-// nothing open but its socket, the ward's pidfd, its log and what was sent to it. It dies with the ward where both are
-// killed at once: by cgroup.kill, by SIGKILL to each, with their machine or pid namespace. In the millisecond or two
-// before it is up, the Go runtime still lets SIGTERM and the like end it; the ward notices that, warns and goes on.
+// It has a session of its own, blocks and ignores every signal but those for faults such as SIGSEGV, which the sentry
+// blocks too, and holds nothing open but its socket, the ward's pidfd, its log and what was sent to it. It dies with the ward
+// where both are killed at once: by cgroup.kill, by SIGKILL to each, with their machine or pid namespace.
 //
-// Kernel interfaces: SCM_RIGHTS, pidfd_open (5.3), pidfd_send_signal (5.1), ptrace by package remote.
+// Kernel interfaces: SCM_RIGHTS, pidfd_open (5.3), pidfd_send_signal (5.1), memfd_create, ptrace by package remote.
 // It touches no image but removes files it was told to.
 package guardian

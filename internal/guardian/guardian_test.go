@@ -98,6 +98,8 @@ func playWard(script []string) error {
 			if pid, err = strconv.Atoi(name); err == nil {
 				err = playParasite(pid)
 			}
+		case "wake":
+			g.wake()
 		case "wait":
 			fmt.Println("guardian", g.Pid())
 			bufio.NewReader(os.Stdin).ReadString('\n')
@@ -141,6 +143,8 @@ func TestWardDies(t *testing.T) {
 		{"without close", "file=a", "freezer", "a"},
 		{"after close", "file=a commit close die", "a freezer", ""},
 		{"with a step that fails", "file=a fail file=b die", "freezer", "b a"},
+		{"with the guardian up", "file=a wake file=b forget=a die", "a freezer", "b"},
+		{"orderly with the guardian up", "file=a rest=r wake commit forget=r close", "a freezer r", ""},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -265,15 +269,20 @@ func TestSocketHeldByOthers(t *testing.T) {
 	}
 }
 
-// TestImmune looks at a guardian from outside and sends it every signal.
+// TestImmune looks at a guardian from outside and sends it every signal: at its sentry, and when it is up itself.
 func TestImmune(t *testing.T) {
+	t.Run("sentry", func(t *testing.T) { testImmune(t, "file=a wait commit close", false) })
+	t.Run("guardian", func(t *testing.T) { testImmune(t, "file=a wake wait commit close", true) })
+}
+
+func testImmune(t *testing.T, script string, up bool) {
 	dir := t.TempDir()
 	extra, err := os.Open(dir) // not close-on-exec in the ward
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer extra.Close()
-	c := ward(t, dir, "file=a wait commit close", extra)
+	c := ward(t, dir, script, extra)
 	stdin, err := c.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -294,7 +303,8 @@ func TestImmune(t *testing.T) {
 	proc := fmt.Sprintf("/proc/%d/", pid)
 	until(t, "the guardian is up", func() bool {
 		comm, _ := os.ReadFile(proc + "comm")
-		return string(comm) == argv0+"\n"
+		threads, _ := os.ReadDir(proc + "task")
+		return string(comm) == argv0+"\n" && (len(threads) > 1) == up
 	})
 	for s := syscall.Signal(1); s <= 64; s++ {
 		if s != syscall.SIGKILL && s != syscall.SIGSTOP && !slices.Contains(faults, os.Signal(s)) {
@@ -345,7 +355,9 @@ func TestGuardianDies(t *testing.T) {
 	if err := syscall.Kill(g.Pid(), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	<-g.Gone()
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(g.sock.Fd()), Events: unix.POLLRDHUP}}, 10_000); n != 1 {
+		t.Fatalf("its socket is not closed: %v", err)
+	}
 	forget, err := g.Record(fail{})
 	if err != nil {
 		t.Fatal(err)
@@ -366,6 +378,27 @@ func TestCloseTellsOfFailure(t *testing.T) {
 	}
 	if err := g.Close(); err == nil || !strings.Contains(err.Error(), "could not take everything back") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestManyRecords sends more than the socket holds: the sentry has to become the guardian, which reads it.
+func TestManyRecords(t *testing.T) {
+	g, err := Start(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 * socketBuffer / maxMessage {
+		forget, err := g.Record(long{strings.Repeat("x", maxMessage-100)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer forget()
+	}
+	if !g.up {
+		t.Error("the guardian is not up")
+	}
+	if err := errors.Join(g.Commit(), g.Close()); err != nil {
+		t.Error(err)
 	}
 }
 

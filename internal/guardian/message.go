@@ -29,8 +29,8 @@ type message struct {
 	Data json.RawMessage `json:"data,omitempty"`
 }
 
-// send sends one message with descriptors.
-func send(sock int, m message, fds []int) error {
+// send sends one message with descriptors. With MSG_DONTWAIT it returns unix.EAGAIN when the socket is full.
+func send(sock int, m message, fds []int, flags int) error {
 	text, err := json.Marshal(m)
 	if err != nil {
 		return err
@@ -46,7 +46,7 @@ func send(sock int, m message, fds []int) error {
 		rights = unix.UnixRights(fds...)
 	}
 	for {
-		if err = unix.Sendmsg(sock, text, rights, nil, unix.MSG_NOSIGNAL); err != unix.EINTR {
+		if err = unix.Sendmsg(sock, text, rights, nil, unix.MSG_NOSIGNAL|flags); err != unix.EINTR {
 			return err
 		}
 	}

@@ -8,17 +8,28 @@ import (
 	"cryo/arch"
 )
 
-// The restorer's executable: one page of headers, the interpreter, one page with its first program.
+// The restorer's executable: one page of headers, the interpreter, one page with its program.
 const (
 	stubHeader = arch.BlobPage
 	stubBuffer = stubHeader + arch.BlobPage
 	stubSize   = stubBuffer + arch.BlobPage
 )
 
-// stubELF is an executable that consists of the interpreter at base+stubHeader and a program behind it that sleeps. It
-// has a fixed address, so nothing in it is relocated.
-func stubELF(base uint64) ([]byte, error) {
+// stubELF is the restorer's executable, at base: it sleeps until its tracer has it.
+func stubELF(base uint64) ([]byte, error) { return executable(base, sleepForever()) }
+
+// executableBase is where an executable lies in its empty address space.
+const executableBase = 4 << 20
+
+// Executable is an ELF executable that runs one program and has nothing else in it: no stack of its own, no library. A
+// program that comes to its end dies by a breakpoint.
+func Executable(p *Program) ([]byte, error) { return executable(executableBase, p) }
+
+// executable consists of the interpreter at base+stubHeader and a program behind it. It has a fixed address, so nothing in
+// it is relocated.
+func executable(base uint64, p *Program) ([]byte, error) {
 	const phdrs = 2
+	size := stubBuffer + alignUp(p.Size(), arch.BlobPage)
 	header := elf.Header64{
 		Ident:     [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
 		Type:      uint16(elf.ET_EXEC),
@@ -32,7 +43,7 @@ func stubELF(base uint64) ([]byte, error) {
 	}
 	progs := [phdrs]elf.Prog64{
 		{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_W | elf.PF_X), Vaddr: base, Paddr: base,
-			Filesz: stubSize, Memsz: stubSize, Align: arch.BlobPage},
+			Filesz: uint64(size), Memsz: uint64(size), Align: arch.BlobPage},
 		{Type: uint32(elf.PT_GNU_STACK), Flags: uint32(elf.PF_R | elf.PF_W)},
 	}
 	var b bytes.Buffer
@@ -41,10 +52,10 @@ func stubELF(base uint64) ([]byte, error) {
 			return nil, err
 		}
 	}
-	image := make([]byte, stubSize)
+	image := make([]byte, size)
 	copy(image, b.Bytes())
 	copy(image[stubHeader:], arch.Code())
-	copy(image[stubBuffer:], whole(sleepForever()))
+	copy(image[stubBuffer:], whole(p))
 	return image, nil
 }
 

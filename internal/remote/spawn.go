@@ -90,14 +90,11 @@ func spawnExec(o *SpawnOptions) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	fd, err := executableMemfd("restorer")
+	fd, err := ExecutableMemfd("restorer", image)
 	if err != nil {
 		return 0, err
 	}
 	defer unix.Close(fd)
-	if n, err := unix.Write(fd, image); err != nil || n != len(image) {
-		return 0, fmt.Errorf("write the restorer's executable: %d of %d bytes, %w", n, len(image), err)
-	}
 	p, exec := execProgram(o, fd)
 	mem, err := unix.Mmap(-1, 0, alignUp(p.Size(), arch.BlobPage), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
@@ -119,13 +116,19 @@ func spawnExec(o *SpawnOptions) (int, error) {
 	return pid, nil
 }
 
-func executableMemfd(name string) (int, error) {
+// ExecutableMemfd makes a memfd (kernel 3.17) that holds an executable. It is closed on exec. Whether it may be executed
+// is for vm.memfd_noexec to say.
+func ExecutableMemfd(name string, image []byte) (int, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_EXEC) // MFD_EXEC: kernel 6.3
 	if errors.Is(err, unix.EINVAL) {
 		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	}
 	if err != nil {
-		return -1, fmt.Errorf("make the restorer's memfd: %w", err)
+		return -1, fmt.Errorf("make a memfd for the %s: %w", name, err)
+	}
+	if n, err := unix.Write(fd, image); err != nil || n != len(image) {
+		unix.Close(fd)
+		return -1, fmt.Errorf("write the executable of the %s: %d of %d bytes, %w", name, n, len(image), err)
 	}
 	return fd, nil
 }
