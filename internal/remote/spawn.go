@@ -149,11 +149,20 @@ func execProgram(o *SpawnOptions, fd int) (*Program, Op) {
 	return b.Program(), exec
 }
 
-// prepareChild ties the child's life to the tracer's until the tracer has seized it.
+// prepareChild ties the child's life to the tracer's until the tracer has seized it. A tracer that has died before the
+// child could ask for that signal is the child's parent no more. In a pid namespace of its own the child cannot tell: its
+// parent is 0.
 func prepareChild(b *Builder, o *SpawnOptions) {
-	if o.Flags&unix.CLONE_PARENT == 0 {
-		b.Call(unix.SYS_PRCTL, Imm(unix.PR_SET_PDEATHSIG), Imm(unix.SIGKILL)).Discard()
+	if o.Flags&unix.CLONE_PARENT != 0 {
+		return
 	}
+	b.Call(unix.SYS_PRCTL, Imm(unix.PR_SET_PDEATHSIG), Imm(unix.SIGKILL)).Discard()
+	live := b.NewLabel()
+	parent := b.Call(unix.SYS_GETPPID)
+	b.JumpIf(parent, Eq, Imm(unix.Getpid()), live)
+	b.JumpIf(parent, Eq, Imm(0), live)
+	b.Call(unix.SYS_EXIT_GROUP, Imm(127)).Discard()
+	b.Label(live)
 }
 
 // keepCapabilities makes the capabilities of a caller that is not root survive the exec.
