@@ -11,6 +11,7 @@ import (
 
 	"cryo/collectors"
 	"cryo/internal/cgfreeze"
+	"cryo/internal/guardian"
 	"cryo/internal/procfs"
 	"cryo/internal/ptrace"
 
@@ -271,7 +272,7 @@ func (f *freezer) interrupt(t *collectors.Task, tid int) error {
 	if _, known := f.stopped[tid]; known {
 		return nil
 	}
-	err := ptrace.Seize(tid, 0)
+	err := f.seize(t, tid)
 	if err == nil {
 		err = ptrace.Interrupt(tid)
 	}
@@ -286,6 +287,19 @@ func (f *freezer) interrupt(t *collectors.Task, tid int) error {
 	f.stopped[tid] = false
 	t.Threads = append(t.Threads, &collectors.Thread{Tid: tid})
 	return nil
+}
+
+// seize seizes a thread. If a tool was killed just before, its guardian may hold the thread for a moment, to take away what
+// that tool left in it.
+func (f *freezer) seize(t *collectors.Task, tid int) error {
+	for held := true; ; time.Sleep(time.Millisecond) {
+		err := ptrace.Seize(tid, 0)
+		if !errors.Is(err, unix.EPERM) || !held || time.Now().After(f.deadline) {
+			return err
+		}
+		s, failed := t.Proc.ThreadStatus(tid)
+		held = failed == nil && guardian.Is(s.TracerPid) // if not, it may have let go just now
+	}
 }
 
 // exitPatience is how long the threads of a task that is exiting may take to follow their leader.

@@ -86,5 +86,11 @@ func start(exe string, fds []uintptr) (pid int, err error) {
 	})
 }
 
+// Is says whether a process, or the process of a thread, is a guardian or its sentry.
+func Is(pid int) bool {
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err == nil && string(cmdline) == argv0+"\x00"
+}
+
 // openExe opens this process's executable so that it can still be executed when its file has been replaced.
 func openExe() (*os.File, error) { return os.OpenFile("/proc/self/exe", unix.O_PATH, 0) }
