@@ -51,7 +51,7 @@ func (pr *Prober) FDs(t *Task) ([]*Probe, error) {
 	if err != nil || count == 0 {
 		return nil, err
 	}
-	if err := t.openPidfd(); err != nil { // the workers share it
+	if _, err := t.Pidfd(); err != nil { // the workers share it
 		return nil, err
 	}
 	var found atomic.Int64

@@ -33,6 +33,10 @@ type Memory struct {
 	leave bool             // pages that may come late stay in the task
 	late  []pagecopy.Range // those
 
+	tracking  *Tracking     // set by Track
+	parent    ParentPages   // what the parent set has of the task; nil: nothing
+	keepZero  bool          // pages of zeros are stored, too
+	ahead     bool          // only what is written is stored, not what is needed for a restore
 	deadRings map[int]bool  // AIO rings of no context of this task
 	shared    *SharedMemory // set by Register
 	flagged   bool          // the flags are in the entries
@@ -48,6 +52,20 @@ const (
 
 // ReadMemory lists the mappings of a task. Nothing in the task may run from now on.
 func ReadMemory(t *Task) (*Memory, error) {
+	m, err := ListMemory(t)
+	if err != nil {
+		return nil, err
+	}
+	if m.small(t) {
+		_, err := m.flags()
+		return m, err
+	}
+	go m.flags()
+	return m, nil
+}
+
+// ListMemory is ReadMemory without what only smaps tells, which takes the kernel a walk over all pages.
+func ListMemory(t *Task) (*Memory, error) {
 	maps, err := vma.List(t.Pid)
 	if err != nil {
 		return nil, err
@@ -70,11 +88,6 @@ func ReadMemory(t *Task) (*Memory, error) {
 		}
 	}
 	m.flags = sync.OnceValues(func() ([]vma.Flags, error) { return vma.ReadFlags(t.Pid, maps) })
-	if m.small(t) {
-		_, err := m.flags()
-		return m, err
-	}
-	go m.flags()
 	return m, nil
 }
 

@@ -54,6 +54,36 @@ func (m *Memory) DumpPages(ctx context.Context, t *Task, dst PageDest, stats *Me
 	return m.walk(pm, copier.Put)
 }
 
+// DumpAhead stores what Track has listed, of a task that may run again: pages that have gone since are left out. What
+// changes meanwhile counts as written for the next set.
+func (m *Memory) DumpAhead(ctx context.Context, t *Task, dst PageDest, stats *MemoryStats) (err error) {
+	m.ahead = true
+	src := pagecopy.NewTask(t.Pid)
+	defer src.Close()
+	copier := pagecopy.New(ctx, pagecopy.Running{Task: src, Ended: t.ended}, dst, pagecopy.Workers(), &stats.Private)
+	defer func() {
+		if cerr := copier.Close(); err == nil {
+			err = cerr
+		}
+	}()
+	return m.walk(nil, copier.Put)
+}
+
+// walk puts the ranges to be stored in the order of their addresses, and notes guard regions.
+func (m *Memory) walk(pm *pagemap.Map, put func(pagecopy.Range) error) error {
+	w := walker{m: m, put: put}
+	var err error
+	if m.tracking != nil {
+		err = m.tracking.replay(&w)
+	} else {
+		err = m.scan(pm, 0, w.region)
+	}
+	if last := m.lastScanned(); err == nil && last >= 0 {
+		err = w.until(m.maps[last].End)
+	}
+	return err
+}
+
 // largeMapping is the size in bytes from which on an anonymous mapping is scanned by itself.
 const largeMapping = 4 << 20
 
@@ -63,17 +93,10 @@ func (m *Memory) LeaveLate() { m.leave = true }
 // Late lists the pages that DumpPages has left in the task, ascending.
 func (m *Memory) Late() []pagecopy.Range { return m.late }
 
-// walk puts the ranges to be stored in the order of their addresses, and notes guard regions. One scan over many small
-// mappings costs a third of one a mapping.
-func (m *Memory) walk(pm *pagemap.Map, put func(pagecopy.Range) error) error {
-	w := walker{m: m, put: put}
-	last := len(m.maps) - 1
-	for last >= 0 && m.kinds[last] == vma.Vsyscall { // it lies beyond what a task can map, and what can be scanned
-		last--
-	}
-	if last < 0 {
-		return nil
-	}
+// scan goes over the pages of all mappings that can be scanned; more is what it tells of each besides guard regions. One
+// scan over many small mappings costs a third of one a mapping.
+func (m *Memory) scan(pm *pagemap.Map, more pagemap.Category, region func(pagemap.Region) error) error {
+	last := m.lastScanned()
 	for i := 0; i <= last; {
 		from, query := i, pagemap.Own
 		if m.largeAnonymous(i) {
@@ -85,11 +108,21 @@ func (m *Memory) walk(pm *pagemap.Map, put func(pagecopy.Range) error) error {
 		} else if !m.private(from) {
 			continue
 		}
-		if err := pm.Scan(m.maps[from].Start, m.maps[i-1].End, query, w.region); err != nil {
+		query.Return |= more
+		if err := pm.Scan(m.maps[from].Start, m.maps[i-1].End, query, region); err != nil {
 			return err
 		}
 	}
-	return w.until(m.maps[last].End)
+	return nil
+}
+
+// lastScanned is the last mapping but the gate area, which lies beyond what a task can map and what can be scanned.
+func (m *Memory) lastScanned() int {
+	last := len(m.maps) - 1
+	for last >= 0 && m.kinds[last] == vma.Vsyscall {
+		last--
+	}
+	return last
 }
 
 // largeAnonymous says whether mapping i is large and can have no page of a file.
@@ -99,9 +132,10 @@ func (m *Memory) largeAnonymous(i int) bool {
 
 // walker lays regions with pages over the mappings.
 type walker struct {
-	m    *Memory
-	next int // the first mapping that may reach beyond what came so far
-	put  func(pagecopy.Range) error
+	m     *Memory
+	next  int  // the first mapping that may reach beyond what came so far
+	clean bool // what comes next has not been written since the parent set was made
+	put   func(pagecopy.Range) error
 }
 
 // region stores what of r belongs to private mappings.
@@ -122,20 +156,50 @@ func (w *walker) region(r pagemap.Region) error {
 			continue
 		}
 		start, end := max(mp.Start, r.Start), min(mp.End, r.End)
-		r := pagecopy.Range{
+		err := w.own(i, pagecopy.Range{
 			Addr: start, Len: end - start, Flags: w.m.lazy(i),
-			KeepZero: mp.HasFile() && w.m.kinds[i] != vma.Anonymous,
+			KeepZero: w.m.keepZero || mp.HasFile() && w.m.kinds[i] != vma.Anonymous,
 			Force:    mp.Prot&unix.PROT_READ == 0,
-		}
-		if w.m.leave && r.Flags&image.PELazy != 0 {
-			r.Absent = true
-			w.m.late = append(w.m.late, r)
-		}
-		if err := w.put(r); err != nil {
+		})
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// own stores pages of mapping i, or leaves to the parent set what that has of those that are clean. What is clean and
+// not there was zero when the parent was made, and is likely to be so still.
+func (w *walker) own(i int, r pagecopy.Range) error {
+	if !w.clean || w.m.parent == nil || w.m.tracking.foreign[i] {
+		return w.store(r)
+	}
+	for end := r.Addr + r.Len; r.Addr < end; {
+		upto, yes, err := w.m.parent.Has(r.Addr, end)
+		if err != nil {
+			return err
+		}
+		part, put := r, w.store
+		part.Len = upto - r.Addr
+		if yes {
+			part.Absent, put = true, w.put
+			part.Flags |= image.PEParent
+		}
+		if err := put(part); err != nil {
+			return err
+		}
+		r.Addr = upto
+	}
+	return nil
+}
+
+// store stores pages, or leaves them in the task for now.
+func (w *walker) store(r pagecopy.Range) error {
+	if w.m.leave && r.Flags&image.PELazy != 0 {
+		r.Absent = true
+		w.m.late = append(w.m.late, r)
+	}
+	return w.put(r)
 }
 
 // until stores what is stored whole and begins below addr, and gets the mappings that end there out of the way.
@@ -146,7 +210,7 @@ func (w *walker) until(addr uint64) error {
 		if mp.End > addr && !(whole && mp.Start < addr) {
 			return nil
 		}
-		if !whole {
+		if !whole || w.m.ahead {
 			continue
 		}
 		// A zero page may be left out of neither: nothing but the image says what is in them.
@@ -161,7 +225,7 @@ func (w *walker) until(addr uint64) error {
 // beSure waits for the flags of mapping i if it may be one that the kernel may drop at any time. These are small; and where
 // mappings are many, what is in them is rather stored in vain.
 func (m *Memory) beSure(i int) error {
-	if m.flagged || m.maps[i].Len() >= largeMapping || m.kinds[i] != vma.Anonymous || len(m.maps) >= manyMappings {
+	if m.flagged || m.ahead || m.maps[i].Len() >= largeMapping || m.kinds[i] != vma.Anonymous || len(m.maps) >= manyMappings {
 		return nil
 	}
 	return m.applyFlags()

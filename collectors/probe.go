@@ -94,10 +94,11 @@ func (p *Probe) mode() uint32 { return p.Stat.Mode & unix.S_IFMT }
 
 // getFD duplicates a descriptor of the task (pidfd_getfd, Linux 5.6).
 func (t *Task) getFD(fd int) (int, error) {
-	if err := t.openPidfd(); err != nil {
+	pidfd, err := t.Pidfd()
+	if err != nil {
 		return -1, err
 	}
-	own, err := unix.PidfdGetfd(t.pidfd, fd, 0)
+	own, err := unix.PidfdGetfd(pidfd, fd, 0)
 	if errors.Is(err, unix.EMFILE) {
 		return -1, fmt.Errorf("task %d, fd %d: the tool has too many open files (raise its limit with ulimit -n)", t.Pid, fd)
 	}
@@ -105,18 +106,6 @@ func (t *Task) getFD(fd int) (int, error) {
 		return -1, fmt.Errorf("pidfd_getfd of task %d, fd %d: %w", t.Pid, fd, err)
 	}
 	return own, nil
-}
-
-// openPidfd opens the pidfd that getFD uses, once.
-func (t *Task) openPidfd() (err error) {
-	if t.pidfd != 0 {
-		return nil
-	}
-	if t.pidfd, err = unix.PidfdOpen(t.Pid, 0); err != nil {
-		t.pidfd = 0
-		return fmt.Errorf("pidfd_open of task %d: %w", t.Pid, err)
-	}
-	return nil
 }
 
 // askFS fills FSType, and Domain and Options. An open socket has no other filesystem than its own, so it is not asked; a handle

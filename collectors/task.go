@@ -4,6 +4,7 @@ import (
 	"cryo/internal/objid"
 	"cryo/internal/procfs"
 	"cryo/internal/remote"
+	"fmt"
 	"sync"
 
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
@@ -92,6 +93,25 @@ func (t *Task) Close() {
 		t.Proc.Close()
 		t.Proc = nil
 	}
+}
+
+// Pidfd is a pidfd of the task (Linux 5.3), which is the task's to close. It is opened while the task stands still.
+func (t *Task) Pidfd() (int, error) {
+	if t.pidfd == 0 {
+		pidfd, err := unix.PidfdOpen(t.Pid, 0)
+		if err != nil {
+			return -1, fmt.Errorf("pidfd_open of task %d: %w", t.Pid, err)
+		}
+		t.pidfd = pidfd
+	}
+	return t.pidfd, nil
+}
+
+// ended says whether the task has ended since its pidfd was opened.
+func (t *Task) ended() bool {
+	poll := []unix.PollFd{{Fd: int32(t.pidfd), Events: unix.POLLIN}}
+	n, err := unix.Poll(poll, 0)
+	return err != nil && err != unix.EINTR || n > 0
 }
 
 // ForgetAnswers lets go of what is needed no more when the cores of the task are written. What takes the engine out

@@ -78,6 +78,8 @@ func (d *dumper) graph() *pipeline.Graph {
 		pipeline.Doc("write what the threads of a task have said"))
 	sure := pipeline.Map(g, "refuse", pipeline.Gather(g, "all-told", cored), d.refuse,
 		pipeline.Doc("refuse here what cannot be dumped, with everything that stands in the way"))
+	sure = pipeline.Map(g, "track-memory", sure, d.trackMemory,
+		pipeline.Doc("with --track-mem: list what was written since the previous set, and track what is written from now on"))
 	locked := pipeline.FlatMap(g, "connections", sure, d.connections,
 		pipeline.Doc("lock the network and store TCP connections"))
 	stored := pipeline.Gather(g, "whole-memory", dumpMemory(g, locked, d.memory))

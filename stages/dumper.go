@@ -46,6 +46,7 @@ type dumper struct {
 	freezer *freezer
 	tracees *collectors.Tracees
 	memory  *memory
+	track   *tracking
 
 	rootIDs *criu_core.TaskKobjIdsEntry
 	cgroups *collectors.Cgroups
@@ -65,9 +66,13 @@ func newDumper(o *options.Options) (*dumper, error) {
 	d := &dumper{o: o, log: slog.Default(), tracer: ptrace.NewTracer(), began: time.Now(), runID: runID()}
 	var err error
 	if d.images, err = imagesDir(o); err == nil {
+		d.track, err = openTracking(o, d.images)
+	}
+	if err == nil {
 		d.sink, err = openSink(o, d.images)
 	}
 	if err != nil {
+		d.track.close()
 		d.tracer.Close()
 		return nil, err
 	}
@@ -85,7 +90,7 @@ func newDumper(o *options.Options) (*dumper, error) {
 	d.env.Files = collectors.NewFiles(d.env, collectorKinds())
 	d.env.Sockets, d.env.Connections = &collectors.InetSockets{}, &collectors.Connections{}
 	d.env.Shared = collectors.NewSharedMemory()
-	d.memory = &memory{env: d.env, sink: d.sink, stats: &collectors.MemoryStats{}, self: collectors.NewSelfWriting(d.tracer.Do)}
+	d.memory = &memory{env: d.env, sink: d.sink, track: d.track, ahead: o.Verb == options.PreDump, stats: &collectors.MemoryStats{}, self: collectors.NewSelfWriting(d.tracer.Do)}
 	d.tracees = collectors.NewTracees(d.env)
 	if d.env.Namespaces, d.rootIDs, err = collectors.NewNamespaces(d.env.IDs); err == nil {
 		d.cgroups, err = collectors.NewCgroups(o)
@@ -107,6 +112,7 @@ func (d *dumper) close() {
 		d.env.Prober.Close()
 	}
 	d.sink.Close()
+	d.track.close()
 	d.tracer.Close()
 	for _, t := range d.freezer.tasks {
 		t.Close()
@@ -161,9 +167,11 @@ func (d *dumper) afterwards(context.Context) error {
 func (d *dumper) statsEntry() *pb.StatsEntry {
 	m := d.memory.stats
 	d.stats.PagesWritten.Store(m.Private.Written.Load())
-	d.stats.PagesScanned.Store(m.Private.Written.Load() + m.Private.Zero.Load())
+	d.stats.PagesSkippedParent.Store(m.Private.Parent.Load())
+	d.stats.PagesScanned.Store(m.Private.Written.Load() + m.Private.Zero.Load() + m.Private.Parent.Load())
 	d.stats.SharedWritten.Store(m.Shared.Written.Load())
-	d.stats.SharedScanned.Store(m.Shared.Written.Load() + m.Shared.Zero.Load())
+	d.stats.SharedSkippedParent.Store(m.Shared.Parent.Load())
+	d.stats.SharedScanned.Store(m.Shared.Written.Load() + m.Shared.Zero.Load() + m.Shared.Parent.Load())
 	return d.stats.Entry()
 }
 

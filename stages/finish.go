@@ -63,6 +63,7 @@ func (d *dumper) commit(s *pipeline.Stage, v valid) (valid, error) {
 	if err := d.sink.Commit(v.inv); err != nil {
 		return v, fmt.Errorf("complete the image set: %w", err)
 	}
+	d.keep(s)
 	d.postFailed = d.scripts.Run(s.Context(), postDump)
 	return v, nil
 }

@@ -1,6 +1,7 @@
 package stages
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -16,12 +17,15 @@ type memory struct {
 	sink  sinks.Sink
 	stats *collectors.MemoryStats
 	self  *collectors.SelfWriting
+	track *tracking
+	ahead bool // of a pre-dump: the tasks run
 }
 
 // taskPages is a task with the page map its pages go to.
 type taskPages struct {
-	task  *collectors.Task
-	pages sinks.Pagemap // nil for a zombie
+	task   *collectors.Task
+	pages  sinks.Pagemap          // nil for a zombie
+	parent collectors.ParentPages // what the previous set has of it, nil for nothing
 }
 
 // memoryWorkers is how many tasks are stored at the same time. One large task is split among processors by itself.
@@ -38,8 +42,15 @@ func (m *memory) open(_ *pipeline.Stage, t *collectors.Task) (taskPages, error) 
 	if !t.Live() {
 		return taskPages{task: t}, nil
 	}
+	parent, err := m.track.parentPages(m.sink, t)
+	if err != nil {
+		return taskPages{}, err
+	}
+	if _, far := m.sink.(*sinks.PageServer); far && m.track.used() {
+		t.Memory.KeepZero()
+	}
 	pages, err := m.sink.Pagemap(image.TaskPages, uint64(t.VPid))
-	return taskPages{t, pages}, err
+	return taskPages{t, pages, parent}, err
 }
 
 // store writes the pages of one task.
@@ -51,13 +62,27 @@ func (m *memory) store(s *pipeline.Stage, tp taskPages) (*collectors.Task, error
 		tp.task.Memory.LeaveLate()
 	}
 	before := m.stats.Private.Written.Load()
-	err := tp.task.Memory.DumpPages(s.Context(), tp.task, tp.pages, m.stats, m.self)
+	if tp.parent != nil {
+		tp.task.Memory.SetParent(tp.parent)
+		defer tp.parent.Close()
+	}
+	err := m.dump(s.Context(), tp)
 	s.Bytes(int64(m.stats.Private.Written.Load()-before) * image.PageSize)
 	s.Logger().Debug("pages stored", "task", tp.task.Pid, "pages", m.stats.Private.Written.Load()-before, "self", m.stats.Private.Self.Load())
 	if err = errors.Join(err, tp.pages.Close()); err != nil {
 		return nil, fmt.Errorf("task %d: %w", tp.task.Pid, err)
 	}
+	if m.ahead {
+		return tp.task, nil
+	}
 	return tp.task, tp.task.Memory.Check(m.env, tp.task)
+}
+
+func (m *memory) dump(ctx context.Context, tp taskPages) error {
+	if m.ahead {
+		return tp.task.Memory.DumpAhead(ctx, tp.task, tp.pages, m.stats)
+	}
+	return tp.task.Memory.DumpPages(ctx, tp.task, tp.pages, m.stats, m.self)
 }
 
 // shared stores the shared memory of all tasks, which have been registered, and memfd.img.

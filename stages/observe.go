@@ -48,10 +48,12 @@ func Graph(verb options.Verb, format options.Format) (string, error) {
 	switch verb {
 	case options.Dump:
 		g = (&dumper{memory: &memory{}}).graph()
+	case options.PreDump:
+		g = (&dumper{memory: &memory{}}).preDumpGraph()
 	case options.Restore:
 		g = (&restorer{}).graph()
 	default:
-		return "", fmt.Errorf("%v has no graph of stages: dump and restore have", verb)
+		return "", fmt.Errorf("%v has no graph of stages: dump, pre-dump and restore have", verb)
 	}
 	if format == "mermaid" {
 		return g.Mermaid(), nil

@@ -49,7 +49,7 @@ func openSink(o *options.Options, dir *os.File) (sinks.Sink, error) {
 	if err != nil {
 		return nil, err
 	}
-	meta, err := sinks.NewDirFile(own, sinks.DirOptions{Sync: o.Sync})
+	meta, err := sinks.NewDirFile(own, sinks.DirOptions{Sync: o.Sync, Parent: o.PrevImagesDir})
 	if err != nil || !o.PageServer {
 		return meta, err
 	}

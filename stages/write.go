@@ -1,8 +1,6 @@
 package stages
 
 import (
-	"time"
-
 	"cryo/arch"
 	"cryo/collectors"
 	"cryo/internal/image"
@@ -147,11 +145,7 @@ func (d *dumper) inventory() (*inventory.InventoryEntry, error) {
 		e.TcpClose = proto.Bool(true)
 	}
 	if d.o.TrackMem {
-		var ts unix.Timespec
-		if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-			return nil, err
-		}
-		e.DumpUptime = proto.Uint64(uint64(ts.Nano()) / uint64(time.Microsecond))
+		e.DumpUptime = proto.Uint64(uptime())
 	}
 	return e, nil
 }

@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"cryo/internal/dirty"
 	"cryo/internal/guardian"
 	"cryo/internal/log"
 	"cryo/internal/options"
@@ -38,6 +39,7 @@ const version = "4.2"
 // [options.Options.Check] refuses by name.
 var verbs = map[options.Verb]func(context.Context, *options.Options) error{
 	options.Dump:         dump,
+	options.PreDump:      stages.PreDump,
 	options.Check:        check,
 	options.PageServer:   pageServer,
 	options.LazyPages:    lazyPages,
@@ -53,6 +55,7 @@ const memoryGoal = 48 << 20
 func main() {
 	guardian.Main(stages.GuardianKinds()...)
 	stages.LazyMain()
+	dirty.KeeperMain()
 	// Most runs are over before a first collection would be worth its time; large ones stay small.
 	debug.SetGCPercent(400)
 	debug.SetMemoryLimit(memoryGoal)

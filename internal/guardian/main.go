@@ -49,7 +49,7 @@ func Main(kinds ...Kind) {
 		os.Exit(2)
 	}
 	ignoreSignals()
-	closeInherited()
+	CloseInherited(wardFD)
 	os.WriteFile("/proc/self/comm", []byte(argv0), 0) // else it is called "exe", which only looks odd
 	j := &journal{kinds: all}
 	j.listen()
@@ -83,16 +83,16 @@ func ignoreSignals() {
 	}
 }
 
-// closeInherited closes what the ward had open without close-on-exec: it is none of the guardian's. What is
-// close-on-exec was opened since, by the Go runtime.
-func closeInherited() {
+// CloseInherited closes what the process that started this one had open without close-on-exec, but for descriptors up to
+// last, which were meant for it. What is close-on-exec was opened since, by the Go runtime.
+func CloseInherited(last int) {
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		return
 	}
 	for _, e := range entries {
 		fd, err := strconv.Atoi(e.Name())
-		if err != nil || fd <= wardFD {
+		if err != nil || fd <= last {
 			continue
 		}
 		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {

@@ -16,6 +16,7 @@ const (
 	Restores    Capability = "restoring"
 	Checks      Capability = "the kernel check"
 	Incremental Capability = "incremental dumps"
+	Dedups      Capability = "deduplication"
 	Lazy        Capability = "lazy restore"
 	PageServing Capability = "the page server"
 	TLSWire     Capability = "TLS"
@@ -57,6 +58,7 @@ var built = map[Capability]bool{
 	CPUChecks:   true,
 	Dumps:       true,
 	Lazy:        true,
+	Incremental: true,
 	Devices:     true,
 	UnixSockets: true,
 	DryRunning:  true,

@@ -175,7 +175,7 @@ var Table = []Option{
 
 	flag(secMemory, "track-mem", dumping, "track_mem", Incremental, "follow changes of memory from this dump on",
 		func(o *Options) *bool { return &o.TrackMem }),
-	flag(secMemory, "auto-dedup", moving|PageServer, "auto_dedup", Incremental,
+	flag(secMemory, "auto-dedup", moving|PageServer, "auto_dedup", Dedups,
 		"punch pages out of older images once newer ones hold them, or once restored",
 		func(o *Options) *bool { return &o.AutoDedup }),
 	text(secMemory, "pre-dump-mode", "splice|read", PreDump, "pre_dump_mode", Incremental,

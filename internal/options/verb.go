@@ -43,7 +43,7 @@ var Verbs = []verbRow{
 	{Check, "check", "say whether this kernel has what is needed", Checks},
 	{PageServer, "page-server", "receive memory pages of a dump elsewhere", PageServing},
 	{Service, "service", "serve requests on a UNIX socket", RPCService},
-	{Dedup, "dedup", "punch pages that newer images hold out of older ones", Incremental},
+	{Dedup, "dedup", "punch pages that newer images hold out of older ones", Dedups},
 	{LazyPages, "lazy-pages", "serve memory pages to a lazy restore", Lazy},
 	{CPUInfoDump, "cpuinfo dump", "write what this processor can do to an image", CPUChecks},
 	{CPUInfoCheck, "cpuinfo check", "compare that image with this processor", CPUChecks},

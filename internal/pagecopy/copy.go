@@ -1,6 +1,7 @@
 package pagecopy
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"os"
@@ -34,6 +35,13 @@ type Source interface {
 	ReadPages(ranges []Range, buf []byte) error
 }
 
+// Vanishing is a source some of whose pages may have gone when they are to be read.
+type Vanishing interface {
+	Source
+	// ReadLeft is ReadPages of what there is: it returns that, and has filled the beginning of buf with it.
+	ReadLeft(ranges []Range, buf []byte) ([]Range, error)
+}
+
 // Range is a run of pages to be moved.
 type Range struct {
 	Addr, Len uint64 // bytes, multiples of the page size
@@ -48,6 +56,8 @@ type Stats struct {
 	Written atomic.Uint64 // pages whose bytes were stored
 	Self    atomic.Uint64 // of them, pages that the source wrote by itself
 	Zero    atomic.Uint64 // pages that were left out because they were zero
+	Parent  atomic.Uint64 // pages that were left to the parent set
+	Lost    atomic.Uint64 // pages that had gone when they were to be read
 }
 
 const (
@@ -255,7 +265,7 @@ func (c *Copier) do(b *batch) error {
 // move reads a batch, announces what of it is stored, and writes that.
 func (c *Copier) move(b *batch) error {
 	buf := b.buffer()[:b.bytes]
-	if err := c.src.ReadPages(b.reads(), buf); err != nil {
+	if err := c.read(b, buf); err != nil {
 		return err
 	}
 	if err := c.await(b); err != nil {
@@ -274,6 +284,28 @@ func (c *Copier) move(b *batch) error {
 		return nil
 	}
 	return writeAll(c.file, b.iov, off)
+}
+
+// read reads a batch. What a source has no more is taken out of it.
+func (c *Copier) read(b *batch, buf []byte) error {
+	reads := b.reads()
+	some, ok := c.src.(Vanishing)
+	if !ok {
+		return c.src.ReadPages(reads, buf)
+	}
+	left, err := some.ReadLeft(reads, buf)
+	lost := b.bytes
+	for _, r := range left {
+		lost -= int(r.Len)
+	}
+	if err != nil || lost == 0 {
+		return err
+	}
+	c.stats.Lost.Add(uint64(lost) / pageSize)
+	b.bytes -= lost
+	b.ranges = append(slices.DeleteFunc(b.ranges, func(r Range) bool { return !r.Absent }), left...)
+	slices.SortFunc(b.ranges, func(x, y Range) int { return cmp.Compare(x.Addr, y.Addr) })
+	return nil
 }
 
 // reads lists the ranges whose bytes are wanted.
@@ -303,6 +335,9 @@ func (c *Copier) announce(b *batch, buf []byte) (kept int64, err error) {
 		if r.Absent {
 			if err := c.dst.Add(r.Addr, r.Len/pageSize, r.Flags); err != nil {
 				return 0, err
+			}
+			if r.Flags&image.PEParent != 0 {
+				c.stats.Parent.Add(r.Len / pageSize)
 			}
 			continue
 		}

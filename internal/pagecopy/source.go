@@ -84,6 +84,50 @@ func (t *Task) readv(iov []remoteIov, buf []byte) error {
 	return nil
 }
 
+// Running is the memory of a task that runs: mappings may be gone or others when they are read.
+type Running struct {
+	*Task
+	Ended func() bool // says that the task is no more, and that its pid may be somebody else's
+}
+
+// ReadLeft reads what is there. Pages are tried one by one where a call has met one that it could not read.
+func (t Running) ReadLeft(ranges []Range, buf []byte) ([]Range, error) {
+	left := ranges
+	if err := t.ReadPages(ranges, buf); err != nil && !t.Ended() {
+		left = t.readEach(ranges, buf)
+	}
+	if t.Ended() { // what was read may not have been its own
+		return nil, nil
+	}
+	return left, nil
+}
+
+// readEach reads page by page.
+func (t Running) readEach(ranges []Range, buf []byte) (left []Range) {
+	for _, r := range ranges {
+		for ; r.Len > 0; r.Addr, r.Len = r.Addr+pageSize, r.Len-pageSize {
+			page := r
+			page.Len = pageSize
+			if t.ReadPages([]Range{page}, buf[:pageSize]) != nil {
+				continue
+			}
+			buf = buf[pageSize:]
+			if n := len(left); n > 0 && left[n-1].Addr+left[n-1].Len == page.Addr && left[n-1].like(page) {
+				left[n-1].Len += pageSize
+				continue
+			}
+			left = append(left, page)
+		}
+	}
+	return left
+}
+
+// like says whether two ranges differ only in their place.
+func (r Range) like(o Range) bool {
+	r.Addr, r.Len = o.Addr, o.Len
+	return r == o
+}
+
 // skip cuts the first n bytes off iov.
 func skip(iov []remoteIov, n uint64) []remoteIov {
 	for n > 0 {

@@ -158,18 +158,38 @@ type scanArg struct {
 
 const scanIoctlNumber = 0xc0606610 // _IOWR('f', 16, struct pm_scan_arg)
 
+// scanProtect is PM_SCAN_WP_MATCHING: what is found becomes write protected, where WPAllowed.
+const scanProtect = 1
+
 func (m *Map) scanIoctl(start, end uint64, q Query, yield func(Region) error) error {
-	if m.vec == nil {
-		m.vec = vectors.Get().(*[maxRegions]pageRegion)[:]
-	}
 	if !probe().guard {
 		if q.Mask&Guard != 0 {
 			return nil
 		}
 		q.Return &^= Guard
 	}
+	return m.scanRange(start, end, q, 0, yield)
+}
+
+// Protect write protects the pages in [start, end) that are the task's own and are not protected yet, in mappings where
+// that is allowed (WPAllowed): they are not Written from now on. It needs PAGEMAP_SCAN.
+func (m *Map) Protect(start, end uint64) error {
+	// Without Present and Swapped the kernel would protect holes as well, by filling page tables with marks.
+	q := Query{Inverted: File | PFNZero, Mask: File | PFNZero | Written, AnyOf: Present | Swapped}
+	if probe().guard {
+		q.Inverted |= Guard
+		q.Mask |= Guard
+	}
+	return m.scanRange(start, end, q, scanProtect, func(Region) error { return nil })
+}
+
+// scanRange calls PAGEMAP_SCAN as often as it takes.
+func (m *Map) scanRange(start, end uint64, q Query, flags uint64, yield func(Region) error) error {
+	if m.vec == nil {
+		m.vec = vectors.Get().(*[maxRegions]pageRegion)[:]
+	}
 	for start < end {
-		n, walked, err := scanCall(int(m.f.Fd()), start, end, q, m.vec)
+		n, walked, err := scanCall(int(m.f.Fd()), start, end, q, flags, m.vec)
 		if err != nil {
 			return fmt.Errorf("%s at %x: %w", m.f.Name(), start, err)
 		}
@@ -192,9 +212,9 @@ func (m *Map) scanIoctl(start, end uint64, q Query, yield func(Region) error) er
 }
 
 // scanCall is one PAGEMAP_SCAN: how many regions it found and how far it came.
-func scanCall(fd int, start, end uint64, q Query, vec []pageRegion) (n int, walked uint64, err error) {
+func scanCall(fd int, start, end uint64, q Query, flags uint64, vec []pageRegion) (n int, walked uint64, err error) {
 	for {
-		arg := scanArg{start: start, end: end, vec: unsafe.Pointer(&vec[0]), vecLen: uint64(len(vec)), maxPages: scanPages,
+		arg := scanArg{flags: flags, start: start, end: end, vec: unsafe.Pointer(&vec[0]), vecLen: uint64(len(vec)), maxPages: scanPages,
 			inverted: q.Inverted, mask: q.Mask, anyOf: q.AnyOf, ret: q.Return}
 		if arg.ret == 0 {
 			arg.ret = Present // the kernel wants regions to say something

@@ -1,0 +1,203 @@
+package collectors
+
+import (
+	"errors"
+
+	"cryo/internal/dirty"
+	"cryo/internal/pagemap"
+	"cryo/internal/remote"
+	"cryo/internal/vma"
+
+	"golang.org/x/sys/unix"
+)
+
+// Tracking is what is known of the pages of one task since the last set of images: the list of those it has, made while
+// it stood still, and which of them the parent set still holds.
+type Tracking struct {
+	runs    dirty.Runs
+	foreign []bool       // by mapping: what it says about its pages is not for us
+	stale   []dirty.Span // see dirty.Tracker.Arm
+}
+
+// Flags of runs.
+const (
+	runClean = 1 << iota // not written since the parent set was made, if the mapping is not foreign
+	runGuard
+)
+
+// Track lists the pages of the task, which stands still. With since, tr has followed it since the parent set was made:
+// clean pages are left to that. With arm, tr follows it from now on; then, and with an error that is dirty.ErrGone, what
+// tr says is of another address space and the caller gets another tracker.
+func (m *Memory) Track(t *Task, tr *dirty.Tracker, since, arm bool) error {
+	pm, err := pagemap.Open(t.Pid)
+	if err != nil {
+		return err
+	}
+	defer pm.Close()
+	l := &lister{m: m, tr: tr, since: since && !m.has(vma.AIORing), seen: make([]bool, len(m.maps)), old: make([]bool, len(m.maps))}
+	l.foreign = make([]bool, len(m.maps))
+	var more pagemap.Category
+	if tr != nil {
+		more = tr.Categories()
+	}
+	if err := m.scan(pm, more, l.region); err != nil {
+		return err
+	}
+	for i := range m.maps {
+		if l.seen[i] && !tr.Owns(m.span(i)) {
+			l.foreign[i] = true
+		}
+		if l.old[i] {
+			l.stale = append(l.stale, m.span(i))
+		}
+	}
+	m.tracking = &l.Tracking
+	if !arm || tr == nil {
+		return nil
+	}
+	return tr.Arm(pm, m.trackable(l.foreign), l.stale)
+}
+
+// SetParent says what the parent set has of the task; it is closed by the caller when the pages are stored. nil is
+// nothing.
+func (m *Memory) SetParent(p ParentPages) {
+	m.parent = p
+	m.keepZero = m.keepZero || p == ParentElsewhere
+}
+
+// KeepZero stores pages of zeros as well, so that a page server has all that may be left to its set later.
+func (m *Memory) KeepZero() { m.keepZero = true }
+
+// lister makes a Tracking of a scan.
+type lister struct {
+	Tracking
+	m     *Memory
+	tr    *dirty.Tracker
+	since bool
+	next  int    // the first mapping that may reach beyond what came so far
+	seen  []bool // by mapping: has clean pages
+	old   []bool // by mapping: has pages with marks of another time
+}
+
+// region takes what the scan found. It is cut at the ends of mappings, because not all are judged alike.
+func (l *lister) region(r pagemap.Region) error {
+	if r.Categories&pagemap.Guard != 0 {
+		l.runs.Add(r.Start, r.End, runGuard)
+		return nil
+	}
+	for l.next < len(l.m.maps) && l.m.maps[l.next].End <= r.Start {
+		l.next++
+	}
+	for i := l.next; i < len(l.m.maps) && l.m.maps[i].Start < r.End; i++ {
+		mp := &l.m.maps[i]
+		if !l.m.private(i) {
+			continue
+		}
+		flags := uint64(0)
+		if l.since && l.tr != nil && l.tr.Clean(r.Categories, mp.HasFile()) {
+			flags, l.seen[i] = runClean, true
+		}
+		if l.tr != nil && l.tr.Stale(r.Categories) {
+			l.old[i] = true
+		}
+		l.runs.Add(max(mp.Start, r.Start), min(mp.End, r.End), flags)
+	}
+	return nil
+}
+
+// replay puts the listed pages in order, as a scan would.
+func (k *Tracking) replay(w *walker) error {
+	for s, flags := range k.runs.All() {
+		r := pagemap.Region{Start: s.Start, End: s.End}
+		if flags&runGuard != 0 {
+			r.Categories = pagemap.Guard
+		}
+		w.clean = flags&runClean != 0
+		if err := w.region(r); err != nil {
+			return err
+		}
+	}
+	w.clean = false
+	return nil
+}
+
+func (m *Memory) span(i int) dirty.Span {
+	return dirty.Span{Start: m.maps[i].Start, End: m.maps[i].End}
+}
+
+func (m *Memory) has(kind vma.Kind) bool {
+	for _, k := range m.kinds {
+		if k == kind {
+			return true
+		}
+	}
+	return false
+}
+
+// trackable lists the mappings whose pages are to be followed. A task with rings for asynchronous I/O is not: devices
+// write to its memory without its page tables noticing.
+func (m *Memory) trackable(foreign []bool) []dirty.Span {
+	if m.has(vma.AIORing) {
+		return nil
+	}
+	var spans []dirty.Span
+	for i := range m.maps {
+		if m.private(i) && !foreign[i] {
+			spans = append(spans, m.span(i))
+		}
+	}
+	return spans
+}
+
+// NewTracker makes a tracker of a task that stands still; the caller is on the thread that traces it. If the task has no
+// engine it gets one, which the caller takes out. It is nil, with the reason, where the task cannot be followed.
+func NewTracker(t *Task) (*dirty.Tracker, error) {
+	switch dirty.Kernel() {
+	case dirty.SoftDirty:
+		return dirty.NewSoftDirty(t.Pid), nil
+	case dirty.None:
+		return nil, errors.ErrUnsupported
+	}
+	if err := enter(t); err != nil {
+		return nil, err
+	}
+	return uffdOf(t)
+}
+
+// enter puts the engine into a task that has none.
+func enter(t *Task) error {
+	if t.Session != nil {
+		return nil
+	}
+	leader, err := remote.Capture(t.Pid)
+	if err != nil {
+		return err
+	}
+	t.Session, err = remote.Inject(leader, remote.Options{Status: t.Status})
+	return err
+}
+
+// uffdOf lets the task make a userfaultfd, takes it, and lets the task close its own descriptor.
+func uffdOf(t *Task) (*dirty.Tracker, error) {
+	b := remote.NewBuilder("make a userfaultfd")
+	made := b.Call(unix.SYS_USERFAULTFD, remote.Imm(dirty.UffdFlags))
+	res, err := t.Session.Run(b.Program())
+	if err != nil {
+		return nil, err
+	}
+	theirs, err := res.Value(made)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := t.getFD(int(theirs))
+	b = remote.NewBuilder("close the userfaultfd")
+	b.Call(unix.SYS_CLOSE, remote.Imm(theirs)).Must()
+	_, cerr := t.Session.Run(b.Program())
+	if err != nil || cerr != nil {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		return nil, errors.Join(err, cerr)
+	}
+	return dirty.NewWriteProtect(t.Pid, fd)
+}

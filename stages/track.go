@@ -1,0 +1,256 @@
+package stages
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"cryo/collectors"
+	"cryo/internal/dirty"
+	"cryo/internal/image"
+	"cryo/internal/options"
+	"cryo/pipeline"
+	"cryo/sinks"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/inventory"
+	"golang.org/x/sys/unix"
+)
+
+// tracking is what a dump knows of the changes of memory since the previous set, and what it leaves for the next one.
+type tracking struct {
+	arm     bool         // follow the tasks from now on
+	parent  image.Source // the previous set, nil if there is none
+	before  *inventory.InventoryEntry
+	keeper  *dirty.Keeper // of an earlier run; nil: there is none
+	trusted bool          // the tasks have been followed since the parent was made
+	tasks   []tracked
+}
+
+// tracked is a task that is followed.
+type tracked struct {
+	task *collectors.Task
+	by   *dirty.Tracker
+}
+
+// openTracking looks for the previous set and for who has been following the tree since. images is the directory of the
+// new set, nil if it has none.
+func openTracking(o *options.Options, images *os.File) (*tracking, error) {
+	tr := &tracking{arm: o.TrackMem && o.Final != options.Kill}
+	if !o.TrackMem && o.PrevImagesDir == "" {
+		return tr, nil
+	}
+	if o.TrackMem && dirty.Kernel() == dirty.None {
+		return nil, errors.New("--track-mem: the kernel has neither soft-dirty bits (CONFIG_MEM_SOFT_DIRTY) nor asynchronous write protection (Linux 6.7, CONFIG_USERFAULTFD)")
+	}
+	if err := tr.openParent(o, images); err != nil {
+		return nil, err
+	}
+	var err error
+	if tr.keeper, err = dirty.FindKeeper(o.Tree); err != nil {
+		tr.close()
+		return nil, err
+	}
+	tr.trusted = tr.parent != nil && tr.trusts()
+	if tr.parent != nil && !tr.trusted {
+		slog.Warn("Memory has not been tracked since the previous set was made: all of it will be stored")
+	}
+	return tr, nil
+}
+
+// openParent opens the previous set and refuses what cannot be it.
+func (tr *tracking) openParent(o *options.Options, images *os.File) error {
+	if o.PrevImagesDir == "" {
+		return nil
+	}
+	if images == nil || o.Stream {
+		return errors.New("--prev-images-dir: a stream has no previous set")
+	}
+	fail := func(err error) error { return fmt.Errorf("previous set %s: %w", o.PrevImagesDir, err) }
+	fd, err := unix.Openat(int(images.Fd()), o.PrevImagesDir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fail(fmt.Errorf("%w: --prev-images-dir is relative to the images directory", err))
+	}
+	tr.parent = image.NewDir(os.NewFile(uintptr(fd), o.PrevImagesDir))
+	var own, up unix.Stat_t
+	err = errors.Join(unix.Fstat(int(images.Fd()), &own), unix.Fstat(fd, &up))
+	if err == nil && own.Dev == up.Dev && own.Ino == up.Ino {
+		err = errors.New("it is the directory of the new one: use another for each set of a chain")
+	}
+	if err == nil {
+		tr.before, err = image.ReadInventory(tr.parent)
+	}
+	if err == nil && tr.before.GetDumpUptime() > uptime() {
+		err = errors.New("it is newer than this moment, so it was made on another machine or after another boot")
+	}
+	if err != nil {
+		tr.close()
+		return fail(err)
+	}
+	return nil
+}
+
+// trusts says whether what was found follows the tasks since the parent was made and not since another set.
+func (tr *tracking) trusts() bool {
+	if tr.before.DumpUptime == nil {
+		return false
+	}
+	if dirty.Kernel() == dirty.SoftDirty {
+		return true // the bits do not say since when; like criu we believe the user
+	}
+	return tr.keeper != nil && tr.before.GetDumpCriuRunId() == tr.keeper.Set
+}
+
+// uptime is the time since boot in microseconds.
+func uptime() uint64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0
+	}
+	return uint64(ts.Nano()) / uint64(time.Microsecond)
+}
+
+func (tr *tracking) close() {
+	if tr == nil {
+		return
+	}
+	for _, t := range tr.tasks {
+		t.by.Close()
+	}
+	if tr.keeper != nil {
+		tr.keeper.Close()
+	}
+	if tr.parent != nil {
+		tr.parent.Close()
+	}
+}
+
+// used says whether there is anything to do.
+func (tr *tracking) used() bool { return tr != nil && (tr.arm || tr.trusted) }
+
+// trackMemory lists the pages of all tasks, which stand still, and which of them have been written since the previous
+// set, and begins to follow them anew. From here on the keeper of an earlier run is of no use.
+func (d *dumper) trackMemory(s *pipeline.Stage, tasks []*collectors.Task) ([]*collectors.Task, error) {
+	tr := d.track
+	if !tr.used() {
+		return tasks, nil
+	}
+	if err := tr.refuseForeign(tasks[0], d.o.PageServer); err != nil {
+		return nil, err
+	}
+	old := map[int]*dirty.Tracker{}
+	if tr.keeper != nil {
+		old = tr.keeper.Trackers()
+		if tr.arm {
+			if err := tr.keeper.End(); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, t := range tasks {
+		if !t.Live() {
+			continue
+		}
+		by := old[t.Pid]
+		delete(old, t.Pid)
+		if by == nil && dirty.Kernel() == dirty.SoftDirty {
+			by = dirty.NewSoftDirty(t.Pid)
+		}
+		if err := d.trackTask(s, t, by); err != nil {
+			return nil, fmt.Errorf("task %d: %w", t.Pid, err)
+		}
+	}
+	for _, by := range old {
+		by.Close()
+	}
+	return tasks, nil
+}
+
+// refuseForeign refuses a previous set that has nothing of the tree.
+func (tr *tracking) refuseForeign(root *collectors.Task, elsewhere bool) error {
+	if tr.parent == nil || elsewhere {
+		return nil
+	}
+	there, err := tr.parent.Exists(image.Pagemap.File(uint64(root.VPid)))
+	if err == nil && !there {
+		err = fmt.Errorf("previous set %s: it holds no memory of task %d, so it is one of another tree", tr.parent, root.VPid)
+	}
+	return err
+}
+
+// trackTask lists and arms one task. by has followed it so far, nil if nobody has.
+func (d *dumper) trackTask(s *pipeline.Stage, t *collectors.Task, by *dirty.Tracker) (err error) {
+	tr := d.track
+	since := by != nil && tr.trusted && t.Stat.StartTime <= tr.before.GetDumpUptime()/(uint64(time.Second/time.Microsecond)/ticks)
+	if by == nil && tr.arm {
+		by = d.newTracker(s, t)
+	}
+	err = t.Memory.Track(t, by, since, tr.arm)
+	if errors.Is(err, dirty.ErrGone) {
+		by.Close()
+		by = d.newTracker(s, t)
+		err = t.Memory.Track(t, by, false, tr.arm)
+	}
+	if by != nil {
+		tr.tasks = append(tr.tasks, tracked{t, by})
+	}
+	return err
+}
+
+// ticks is USER_HZ, the unit of start times, the same on all architectures that are supported.
+const ticks = 100
+
+// newTracker makes a tracker of a task; nil, with a word, where the task cannot be followed and will be stored whole.
+func (d *dumper) newTracker(s *pipeline.Stage, t *collectors.Task) *dirty.Tracker {
+	var by *dirty.Tracker
+	err := d.tracer.Do(func() (err error) {
+		by, err = collectors.NewTracker(t)
+		return err
+	})
+	if err != nil {
+		s.Logger().Warn(fmt.Sprintf("The memory of task %d cannot be tracked: %v", t.Pid, err))
+		return nil
+	}
+	return by
+}
+
+// parentPages opens what the previous set has of a task; nil if nothing of it counts.
+func (tr *tracking) parentPages(sink sinks.Sink, t *collectors.Task) (collectors.ParentPages, error) {
+	if tr == nil || !tr.trusted {
+		return nil, nil
+	}
+	if server, ok := sink.(*sinks.PageServer); ok {
+		has, err := server.HasParent(image.TaskPages, uint64(t.VPid))
+		if err != nil || !has {
+			return nil, err
+		}
+		return collectors.ParentElsewhere, nil
+	}
+	return collectors.OpenParent(tr.parent, image.TaskPages, uint64(t.VPid))
+}
+
+// keep leaves the trackers to a keeper, when the set is valid: the next dump that names it as its previous one finds
+// them. Without a keeper that dump stores everything.
+func (d *dumper) keep(s *pipeline.Stage) {
+	if !d.track.arm || dirty.Kernel() == dirty.SoftDirty {
+		return
+	}
+	kept := dirty.Kept{Set: d.runID, Root: d.o.Tree}
+	var trackers []*dirty.Tracker
+	var pidfds []int
+	for _, t := range d.track.tasks {
+		pidfd, err := t.task.Pidfd()
+		if err != nil {
+			continue
+		}
+		kept.Tasks = append(kept.Tasks, dirty.KeptTask{Pid: t.task.Pid, Start: t.task.Stat.StartTime})
+		trackers, pidfds = append(trackers, t.by), append(pidfds, pidfd)
+	}
+	if len(trackers) == 0 {
+		return
+	}
+	if err := dirty.Keep(kept, trackers, pidfds); err != nil {
+		s.Logger().Warn(err.Error())
+	}
+}
