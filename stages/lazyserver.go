@@ -76,6 +76,11 @@ func ServeLazyPages(ctx context.Context, o *options.Options, conn *net.UnixConn)
 		Open: open,
 		Kill: func(pid int) { killFamilies([]int{pid}) },
 	}
+	if o.WorkingSet != "" {
+		if s.WorkingSet, err = lazy.OpenWorkingSet(o.WorkingSet); err != nil {
+			return err
+		}
+	}
 	if guardian.Available() {
 		guard, err := guardian.Start(nil)
 		if err != nil {
@@ -86,6 +91,9 @@ func ServeLazyPages(ctx context.Context, o *options.Options, conn *net.UnixConn)
 	}
 	if err := s.Serve(ctx, conn); err != nil {
 		return fmt.Errorf("lazy-pages: %w", err)
+	}
+	if err := s.WorkingSet.Save(); err != nil {
+		return err
 	}
 	slog.Info("lazy-pages: all pages are in", "faults", s.Faults.Load(), "pages", s.Copied.Load())
 	return nil
@@ -214,7 +222,7 @@ func startLazyServer(o *options.Options, images *os.File) (*lazy.Client, error) 
 	}
 	defer null.Close()
 	proc, err := os.StartProcess("/proc/self/exe", []string{lazyArgv0, string(text)}, &os.ProcAttr{
-		Dir:   "/",
+		Dir:   o.Work(),
 		Files: []*os.File{null, null, os.Stderr, theirs, images},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})

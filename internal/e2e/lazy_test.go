@@ -64,6 +64,22 @@ func TestLazyUnderFire(t *testing.T) {
 	}
 }
 
+// TestWorkingSet records what a task wants first, and restores it again with that.
+func TestWorkingSet(t *testing.T) {
+	RequireRoot(t)
+	target, images := tools.StartWorkload(t, "memory"), t.TempDir()
+	target.Dump(tools.Criu, images)
+	set := filepath.Join(images, "working-set")
+	target.Restore(tools.Criu, images, "--lazy-pages", "--working-set", set)
+	target.await("the recorded working set", func() bool {
+		_, err := os.Stat(set)
+		return err == nil
+	})
+	target.Kill()
+	target.Restore(tools.Criu, images, "--lazy-pages", "--working-set", set)
+	target.Go()
+}
+
 // TestLazyServerKilled kills the server of a task that misses most of its memory. The task must not go on: it would see zeros.
 func TestLazyServerKilled(t *testing.T) {
 	RequireRoot(t)

@@ -25,6 +25,9 @@ type Server struct {
 	// Kill ends a task that cannot be served, with all it has forked. nil: it goes on without.
 	Kill func(pid int)
 
+	// WorkingSet says what comes first, or records it; nil: neither.
+	WorkingSet *WorkingSet
+
 	// What has been done so far.
 	Faults atomic.Uint64 // answered with pages of the images
 	Copied atomic.Uint64 // pages brought, for faults and without
@@ -127,6 +130,7 @@ func (s *Server) take(pid int, fd uffd.FD) error {
 	}
 	src := &source{Pages: pages, pid: pid}
 	t := s.newTask(fmt.Sprintf("task %d", pid), fd, src, newSpace(pages.Late()))
+	t.first = s.WorkingSet.First(pid)
 	if s.Insure != nil {
 		if t.forget, err = s.Insure(pid, fd); err != nil {
 			t.end()
@@ -180,8 +184,6 @@ func (s *Server) changed() {
 	s.mu.Unlock()
 }
 
-func (s *Server) count(c *atomic.Uint64, n int) { c.Add(uint64(n)) }
-
 // fail ends the service. The first reason counts.
 func (s *Server) fail(err error) {
 	s.mu.Lock()
@@ -234,28 +236,38 @@ func (s *Server) claim() (t *task, img, n uint64) {
 		if s.failed != nil || s.restored && len(s.tasks) == 0 {
 			return nil, 0, 0
 		}
-		if s.restored {
-			for i, t := range s.tasks {
-				if img, n, ok := t.next(); ok {
-					// The others come first next time.
-					copy(s.tasks[i:], s.tasks[i+1:])
-					s.tasks[len(s.tasks)-1] = t
-					return t, img, n
-				}
+		for i, t := range s.tasks {
+			if img, n, ok := t.next(s.restored); ok {
+				// The others come first next time.
+				copy(s.tasks[i:], s.tasks[i+1:])
+				s.tasks[len(s.tasks)-1] = t
+				return t, img, n
 			}
 		}
 		s.more.Wait()
 	}
 }
 
-// next is what to fill next of a task; the server is locked. Its layout may be about to change: who holds its lock for that
-// never waits for the server's.
-func (t *task) next() (img, n uint64, ok bool) {
+// next is what to fill next of a task; the server is locked. What is known to be wanted first comes before the task runs, all
+// else when it does. Its layout may be about to change: who holds its lock for that never waits for the server's.
+func (t *task) next(running bool) (img, n uint64, ok bool) {
 	if t.closed.Load() || !t.mu.TryRLock() {
 		return 0, 0, false
 	}
 	defer t.mu.RUnlock()
-	at, img, n, ok := t.space.missing(t.cursor, chunk)
+	var at uint64
+	for len(t.first) > 0 {
+		r := t.first[0]
+		t.first = t.first[1:]
+		if at, img, n, ok = t.space.missing(r.Start, min(chunk, r.End-r.Start)); ok && at < r.End {
+			t.busy++
+			return img, min(n, r.End-at), true
+		}
+	}
+	if !running {
+		return 0, 0, false
+	}
+	at, img, n, ok = t.space.missing(t.cursor, chunk)
 	if !ok && t.busy == 0 && t.cursor > 0 {
 		at, img, n, ok = t.space.missing(0, chunk)
 	}

@@ -24,8 +24,10 @@ type task struct {
 	mu    sync.RWMutex // written to by who changes the layout, and read events that do
 	space *space
 
-	cursor uint64 // where filling goes on; with busy under the server's lock
-	busy   int    // how many are filling
+	// Under the server's lock:
+	first  []Range // what is to be filled first
+	cursor uint64  // where filling goes on after that
+	busy   int     // how many are filling
 
 	forget func() // what happens to the task if the server dies
 	closed atomic.Bool
@@ -163,7 +165,8 @@ func (t *task) fault(addr uint64) error {
 		return t.zero(addr)
 	}
 	t.mu.RUnlock()
-	t.s.count(&t.s.Faults, 1)
+	t.s.Faults.Add(1)
+	t.s.WorkingSet.Note(t.pages.pid, img, n)
 	return t.pages.Fetch(img, n, t.deliver())
 }
 
@@ -216,7 +219,7 @@ func (t *task) put(addr uint64, b []byte) error {
 		n, err := t.fd.Copy(addr, b[:min(atOnce, len(b))], false)
 		switch {
 		case n > 0:
-			t.s.count(&t.s.Copied, n/pageSize)
+			t.s.Copied.Add(uint64(n / pageSize))
 		case errors.Is(err, unix.EEXIST):
 			n = pageSize
 			t.fd.Wake(addr, pageSize)

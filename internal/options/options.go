@@ -87,6 +87,8 @@ type Options struct {
 	PreDumpMode PreDumpMode
 	// LazyPages restores memory on demand.
 	LazyPages bool
+	// WorkingSet is a file with the memory that a lazy restore brings first, recorded where it is not there.
+	WorkingSet string
 	// PageServer sends pages to a page server at Address, Port or PageServerFD.
 	PageServer bool
 	// Address and Port name a page server or service; for `criu service` Address is the path of its socket.

@@ -184,6 +184,9 @@ var Table = []Option{
 	flag(secMemory, "lazy-pages", moving|PageServer, "lazy_pages", Lazy,
 		"restore memory when it is touched; 'criu lazy-pages' serves it",
 		func(o *Options) *bool { return &o.LazyPages }).plain(),
+	text(secMemory, "working-set", "FILE", Restore|LazyPages, "", Lazy,
+		"bring memory in FILE first; record what is wanted first there if it is not",
+		func(o *Options) any { return &o.WorkingSet }).own(),
 	flag(secMemory, "page-server", dumping|LazyPages, "ps", PageServing, "send pages to a page server",
 		func(o *Options) *bool { return &o.PageServer }),
 
