@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 )
 
@@ -55,11 +57,23 @@ func startGoroutines(t *testing.T) *Target {
 	return Start(t, t.TempDir(), bin)
 }
 
+// packages are those of Debian that are not called like the program they bring.
+var packages = map[string]string{
+	"redis-cli": "redis-tools", "nginx": "nginx-light", "psql": "postgresql", "node": "nodejs", "java": "openjdk-17-jre-headless",
+	"script": "bsdutils", "logger": "bsdutils", "setpriv": "util-linux", "vi": "vim-tiny", "sshd": "openssh-server",
+	"ssh": "openssh-client", "ssh-keygen": "openssh-client", "rsyslogd": "rsyslog",
+}
+
+// require returns the path of a program, or skips the test.
 func require(t *testing.T, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
-		t.Skipf("no %s on this machine: apt-get install %s", name, filepath.Base(name))
+		pkg := filepath.Base(name)
+		if p := packages[pkg]; p != "" {
+			pkg = p
+		}
+		t.Skipf("no %s on this machine: apt-get install %s", name, pkg)
 	}
 	return path
 }
@@ -95,30 +109,44 @@ func TestPrograms(t *testing.T) {
 func (target *Target) keepFiles() (script string, rollBack func()) {
 	target.t.Helper()
 	dir := target.t.TempDir()
-	script = filepath.Join(dir, "keep")
-	text := "#!/bin/sh\n[ $CRTOOLS_SCRIPT_ACTION != post-dump ] || cp -a '" + target.Dir + "' '" + filepath.Join(dir, "kept") + "'\n"
+	script, kept := filepath.Join(dir, "keep"), filepath.Join(dir, "kept")
+	text := "#!/bin/sh\n[ $CRTOOLS_SCRIPT_ACTION != post-dump ] || cp -a '" + target.Dir + "' '" + kept + "'\n"
 	if err := os.WriteFile(script, []byte(text), 0o700); err != nil {
 		target.t.Fatal(err)
 	}
 	return script, func() {
 		target.t.Helper()
-		kept, err := os.ReadDir(filepath.Join(dir, "kept"))
+		err := filepath.WalkDir(kept, func(path string, e fs.DirEntry, err error) error {
+			if err != nil || !e.Type().IsRegular() {
+				return err
+			}
+			rel, err := filepath.Rel(kept, path)
+			if err != nil {
+				return err
+			}
+			return putBack(path, filepath.Join(target.Dir, rel))
+		})
 		if err != nil {
 			target.t.Fatal(err)
 		}
-		for _, e := range kept {
-			if !e.Type().IsRegular() {
-				continue
-			}
-			b, err := os.ReadFile(filepath.Join(dir, "kept", e.Name()))
-			if err == nil {
-				err = os.WriteFile(filepath.Join(target.Dir, e.Name()), b, 0o600) // the same inode, if it is still there
-			}
-			if err != nil {
-				target.t.Fatal(err)
-			}
-		}
 	}
+}
+
+// putBack gives a file the contents and the owner of a copy; it stays the same file, if it is still there.
+func putBack(copied, path string) error {
+	b, err := os.ReadFile(copied)
+	if err != nil {
+		return err
+	}
+	st, err := os.Stat(copied)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path, b, st.Mode()); err != nil {
+		return err
+	}
+	owner := st.Sys().(*syscall.Stat_t)
+	return os.Chown(path, int(owner.Uid), int(owner.Gid))
 }
 
 // TestBuildInFlight catches a parallel build at several points: compilers come
