@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"os"
 	"slices"
 	"strconv"
 	"sync"
@@ -23,23 +22,36 @@ import (
 
 // Prober asks what descriptors are. It may be used by several goroutines at once.
 //
-// What a duplicate tells is asked of a duplicate: that takes a few short system calls, where an entry of /proc/PID/fdinfo
-// or fd has to be looked up, made, and taken apart again when the task ends. fdinfo is read for what only it tells: the
-// state of files that are no files of a file system, and locks. Whether a descriptor is closed on exec is asked
-// of the task itself, see [askDescriptors].
+// Where there are many, what a duplicate tells is asked of a duplicate: that takes a few short system calls, where an
+// entry of /proc/PID/fdinfo or fd has to be looked up, made, and taken apart again when the task ends. fdinfo is read
+// then for what only it tells: the state of files that are no files of a file system, and locks. Whether a descriptor is
+// closed on exec is asked of the task itself, see [askDescriptors].
 type Prober struct {
-	own    *procfs.Dir
-	locked func() (filelock.Files, error)
+	links int // /proc/self/fd
+
+	met    atomic.Int64  // descriptors so far
+	list   sync.Once     // begins to list locks
+	listed chan struct{} // closed when locked and lockedErr are set
+
+	locked    filelock.Files
+	lockedErr error
 }
 
-// NewProber returns a Prober for one dump. What has locks is read with the first descriptor.
+// manyDescriptors is how many it takes for the list of all locks to be worth its time. The kernel makes everybody who
+// locks a file wait for that, and waits some milliseconds itself first.
+const manyDescriptors = 512
+
+// NewProber returns a Prober for one dump.
 func NewProber() (*Prober, error) {
-	own, err := procfs.OpenTask(os.Getpid())
-	return &Prober{own: own, locked: sync.OnceValues(filelock.Locked)}, err
+	links, err := unix.Open("/proc/self/fd", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open /proc/self/fd: %w", err)
+	}
+	return &Prober{links: links, listed: make(chan struct{})}, nil
 }
 
 // Close gives back what the Prober holds.
-func (pr *Prober) Close() { pr.own.Close() }
+func (pr *Prober) Close() { unix.Close(pr.links) }
 
 // probeChunk is how many descriptors one worker takes at a time.
 const probeChunk = 128
@@ -54,20 +66,62 @@ func (pr *Prober) FDs(t *Task) ([]*Probe, error) {
 	if _, err := t.Pidfd(); err != nil { // the workers share it
 		return nil, err
 	}
+	quick := pr.mayBeQuick(count)
 	var found atomic.Int64
 	probes := make([]*Probe, len(fds))
 	err = spread.Range(len(fds), probeChunk, func(i int) (err error) {
 		if found.Load() == int64(count) {
 			return nil
 		}
-		probes[i], err = pr.probe(t, fds[i])
+		probes[i], err = pr.probe(t, fds[i], quick)
 		if len(fds) != count && errors.Is(err, unix.EBADF) {
 			return nil // a free number
 		}
 		found.Add(1)
 		return err
 	})
-	return slices.DeleteFunc(probes, func(p *Probe) bool { return p == nil }), err
+	if err != nil {
+		return nil, err
+	}
+	probes = slices.DeleteFunc(probes, func(p *Probe) bool { return p == nil })
+	if quick {
+		err = pr.addLocks(probes)
+	}
+	return probes, err
+}
+
+// mayBeQuick says whether n more descriptors may be looked at without fdinfo: there are many, and locks are listed.
+func (pr *Prober) mayBeQuick(n int) bool {
+	if pr.met.Add(int64(n)) < manyDescriptors {
+		return false
+	}
+	pr.list.Do(func() {
+		go func() {
+			pr.locked, pr.lockedErr = filelock.Locked()
+			close(pr.listed)
+		}()
+	})
+	if n >= manyDescriptors {
+		return true // the list will be there before all are looked at
+	}
+	select {
+	case <-pr.listed:
+		return pr.lockedErr == nil
+	default:
+		return false
+	}
+}
+
+// addLocks reads fdinfo of those files that have locks, if it has not been read.
+func (pr *Prober) addLocks(probes []*Probe) error {
+	<-pr.listed
+	return spread.Range(len(probes), probeChunk, func(i int) (err error) {
+		p := probes[i]
+		if p.Info == &p.info && (pr.lockedErr != nil || pr.locked.Has(p.Stat.Dev, p.Stat.Ino)) {
+			p.Info, err = p.Task.Proc.FDInfo(p.FD)
+		}
+		return err
+	})
 }
 
 // numbers are those the task may have descriptors at, and how many it has. A list from /proc makes an entry for each:
@@ -89,14 +143,14 @@ func numbers(t *Task) (fds []int, count int, err error) {
 	return fds, count, nil
 }
 
-// probe asks what one descriptor is; the error of a number that is free is EBADF.
-func (pr *Prober) probe(t *Task, fd int) (*Probe, error) {
+// probe asks what one descriptor is, quickly if locks need not be told; the error of a number that is free is EBADF.
+func (pr *Prober) probe(t *Task, fd int, quick bool) (*Probe, error) {
 	own, err := t.getFD(fd)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(own)
-	p := &Probe{Task: t, FD: fd, Entry: "fd/" + strconv.Itoa(fd)}
+	p := &Probe{Task: t, FD: fd}
 	flags, err := unix.FcntlInt(uintptr(own), unix.F_GETFL, 0)
 	if err != nil {
 		return nil, fmt.Errorf("flags of task %d, fd %d: %w", t.Pid, fd, err)
@@ -111,14 +165,23 @@ func (pr *Prober) probe(t *Task, fd int) (*Probe, error) {
 	if p.Owner, err = owner(own, p.Flags); err != nil {
 		return nil, fmt.Errorf("owner of task %d, fd %d: %w", t.Pid, fd, err)
 	}
-	if p.Info, err = pr.info(p, own); err != nil {
+	if p.Info, err = p.readInfo(own, quick); err != nil {
 		return nil, err
 	}
 	if p.mode() == unix.S_IFREG { // it will be asked for, and here several are asked at a time
-		p.link, err = pr.own.Readlink("fd/" + strconv.Itoa(own))
-		p.gotLink = err == nil
+		if p.link, err = pr.link(own); err != nil {
+			return nil, fmt.Errorf("path of task %d, fd %d: %w", t.Pid, fd, err)
+		}
+		p.gotLink = true
 	}
-	return p, err
+	return p, nil
+}
+
+// link is the path the kernel prints for a file that the tool has.
+func (pr *Prober) link(own int) (string, error) {
+	var buf [unix.PathMax]byte
+	n, err := unix.Readlinkat(pr.links, strconv.Itoa(own), buf[:])
+	return string(buf[:max(n, 0)]), err
 }
 
 // plainFS are file systems whose files lseek may be asked for their position: it changes nothing, waits for nobody, and
@@ -130,10 +193,13 @@ func (p *Probe) tellsPosition() bool {
 	return p.mode() == unix.S_IFREG && p.Flags&unix.O_PATH == 0 && plainFS[p.FSType]
 }
 
-// info is what fdinfo says. It is not read where the file itself tells the same.
-func (pr *Prober) info(p *Probe, own int) (*procfs.FDInfo, error) {
-	info := &procfs.FDInfo{Flags: p.Flags, MntID: -1}
+// readInfo is what fdinfo says. Quickly means that it is not read where the file itself tells the same, but for locks.
+func (p *Probe) readInfo(own int, quick bool) (*procfs.FDInfo, error) {
+	info := &p.info
+	info.Flags, info.MntID = p.Flags, -1
 	switch {
+	case !quick:
+		return p.Task.Proc.FDInfo(p.FD)
 	case p.FSType == unix.PIPEFS_MAGIC, p.FSType == unix.SOCKFS_MAGIC:
 	case p.tellsPosition():
 		var err error
@@ -141,9 +207,6 @@ func (pr *Prober) info(p *Probe, own int) (*procfs.FDInfo, error) {
 			return nil, fmt.Errorf("position of task %d, fd %d: %w", p.Task.Pid, p.FD, err)
 		}
 	default:
-		return p.Task.Proc.FDInfo(p.FD)
-	}
-	if locked, err := pr.locked(); err != nil || locked.Has(p.Stat.Dev, p.Stat.Ino) {
 		return p.Task.Proc.FDInfo(p.FD)
 	}
 	return info, nil

@@ -78,6 +78,8 @@ type Files struct {
 	lastPath  string          // the last path that was looked up
 	lastInode inode           // and where it led to
 	pipeBuf   []byte          // contents of the pipe being stored
+	peek      [2]int          // an empty pipe of the tool's own, of peekSize bytes
+	peekSize  int             // 0: there is none
 	pipesData *image.Output[*pipe_data.PipeDataEntry]
 	fifoData  *image.Output[*pipe_data.PipeDataEntry]
 }
@@ -102,7 +104,9 @@ func NewFiles(env *Env, kinds []Kind) *Files {
 // dumped becomes an obstacle and gets no entry. Which of them are closed on exec the task will say.
 func (f *Files) Collect(t *Task, probes []*Probe) error {
 	f.probes = probes
-	for _, p := range probes {
+	t.FDs = make([]*fdinfo.FdinfoEntry, 0, len(probes))
+	entries, words := make([]fdinfo.FdinfoEntry, len(probes)), make([]uint32, 3*len(probes))
+	for i, p := range probes {
 		id, _, err := f.number(p)
 		if err != nil {
 			return err
@@ -114,7 +118,10 @@ func (f *Files) Collect(t *Task, probes []*Probe) error {
 		if err := f.locks(p, id); err != nil {
 			return err
 		}
-		t.FDs = append(t.FDs, &fdinfo.FdinfoEntry{Id: proto.Uint32(id), Flags: proto.Uint32(0), Type: typ.Enum(), Fd: proto.Uint32(uint32(p.FD))})
+		e, w := &entries[i], words[3*i:]
+		w[0], w[2] = id, uint32(p.FD)
+		e.Id, e.Flags, e.Fd, e.Type = &w[0], &w[1], &w[2], typ.Enum()
+		t.FDs = append(t.FDs, e)
 		if p.tellsPosition() {
 			t.positions = append(t.positions, filePosition{p.FD, p.key(), p.Info.Pos})
 		}
@@ -143,6 +150,9 @@ func (f *Files) number(p *Probe) (id uint32, fresh bool, err error) {
 // position, which moves if someone outside of the tree shares the file, is but a hint. All eventfds have the same inode, but ids (Linux 5.2).
 func (p *Probe) key() objid.Key {
 	key := objid.Key{Dev: p.Stat.Dev, Ino: p.Stat.Ino, Extra: uint64(p.Flags & (unix.O_ACCMODE | unix.O_PATH))}
+	if p.FSType != unix.ANON_INODE_FS_MAGIC {
+		return key
+	}
 	if id, err := strconv.ParseUint(p.Info.Field("eventfd-id"), 10, 32); err == nil {
 		key.Extra |= id << 32
 	}
@@ -188,7 +198,7 @@ func (f *Files) FreshID() uint32 { return f.env.IDs.Fresh(objid.File) }
 // "map_files/START-END" (addresses in hex without 0x). Deleted files are remapped to ghosts or links as descriptors
 // are; what cannot be remapped becomes an obstacle, and the id is then of no use but valid.
 func (f *Files) Named(t *Task, link string) (uint32, error) {
-	p := &Probe{Task: t, FD: -1, Entry: link, Owner: noOwner()}
+	p := &Probe{Task: t, FD: -1, Entry: link, Owner: nobody}
 	var stx unix.Statx_t
 	// AT_STATX_DONT_SYNC: no question to a network filesystem's server.
 	err := unix.Statx(t.Proc.Fd(), link, unix.AT_STATX_DONT_SYNC, unix.STATX_BASIC_STATS|unix.STATX_MNT_ID, &stx)
@@ -213,7 +223,7 @@ func (f *Files) Named(t *Task, link string) (uint32, error) {
 	}
 	id := f.FreshID()
 	f.named[key] = id
-	reg, err := f.regular(p, id, key.mnt)
+	reg, err := f.regular(p, id)
 	if err != nil {
 		return id, f.note(p, err)
 	}
@@ -266,6 +276,7 @@ func (f *Files) Close() error {
 		f.skQueues = nil
 	}
 	f.closeInFlight()
+	f.closeOwnPipe()
 	return errors.Join(errs...)
 }
 

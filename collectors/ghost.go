@@ -93,7 +93,7 @@ func (f *Files) chunks(p *Probe, out *image.Output[*ghost_file.GhostChunkEntry])
 	if err != nil {
 		return err
 	}
-	file := os.NewFile(uintptr(fd), p.Entry)
+	file := os.NewFile(uintptr(fd), p.entry())
 	defer file.Close()
 	parts, err := extents.Of(fd, p.Stat.Size, f.env.Options.GhostFiemap)
 	if err != nil {

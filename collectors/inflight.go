@@ -35,7 +35,7 @@ func (f *Files) sentOne(carrier *Probe, fd int) (id uint32, fresh bool, err erro
 			return 0, false, err
 		}
 	}
-	p, err := f.env.Prober.probe(f.self, fd)
+	p, err := f.env.Prober.probe(f.self, fd, false)
 	if err != nil {
 		return 0, false, err
 	}

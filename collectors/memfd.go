@@ -32,7 +32,7 @@ func (Memfd) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	ids, err := f.env.Shared.memfd(f.env, p.Task, p.Entry, fd, &p.Stat, link)
+	ids, err := f.env.Shared.memfd(f.env, p.Task, p.entry(), fd, &p.Stat, link)
 	if err != nil {
 		return nil, err
 	}

@@ -24,7 +24,7 @@ func (Pipe) Match(p *Probe) bool { return p.mode() == unix.S_IFIFO && p.FSType =
 // Collect makes a pipe_entry and stores what is in the pipe. O_DIRECT, packet mode, is kept
 // in the flags, and where the packets end in the contents.
 func (Pipe) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
-	if name := fmt.Sprintf("pipe:[%d]", p.Stat.Ino); f.env.External(name) {
+	if len(f.env.Options.External) > 0 && f.env.External(fmt.Sprintf("pipe:[%d]", p.Stat.Ino)) {
 		// Its other side stays outside: the restore gets a descriptor for it by --inherit-fd.
 		return &fdinfo.FileEntry{Pipe: pipeEntry(p, id)}, nil
 	}
@@ -49,7 +49,7 @@ func (Fifo) Match(p *Probe) bool {
 // Collect makes a fifo_entry with a reg_file_entry before it, and stores what is in the pipe.
 func (Fifo) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
 	regID := f.FreshID()
-	reg, err := f.regular(p, regID, p.Info.MntID)
+	reg, err := f.regular(p, regID)
 	if err != nil {
 		return nil, err
 	}
@@ -107,16 +107,9 @@ func (f *Files) peekPipe(fd, size int) (data []byte, packets []int, err error) {
 	if queued, err := unix.IoctlGetInt(fd, unix.TIOCINQ); err == nil && queued == 0 {
 		return nil, nil, nil
 	}
-	var own [2]int
-	if err := unix.Pipe2(own[:], unix.O_CLOEXEC); err != nil {
-		return nil, nil, fmt.Errorf("make a pipe: %w", err)
-	}
-	defer unix.Close(own[0])
-	defer unix.Close(own[1])
-	if size != defaultPipe {
-		if _, err := unix.FcntlInt(uintptr(own[1]), unix.F_SETPIPE_SZ, size); err != nil {
-			return nil, nil, fmt.Errorf("make a pipe of %d bytes: %w", size, err)
-		}
+	own, err := f.ownPipe(size)
+	if err != nil {
+		return nil, nil, err
 	}
 	n, err := unix.Tee(fd, own[1], size, unix.SPLICE_F_NONBLOCK)
 	if errors.Is(err, unix.EAGAIN) || n == 0 {
@@ -138,4 +131,29 @@ func (f *Files) peekPipe(fd, size int) (data []byte, packets []int, err error) {
 		got += m
 	}
 	return data, packets, nil
+}
+
+// ownPipe is an empty pipe of the tool's own, of at least a size. After an error that leaves something in it the dump ends.
+func (f *Files) ownPipe(size int) ([2]int, error) {
+	if f.peekSize == 0 {
+		if err := unix.Pipe2(f.peek[:], unix.O_CLOEXEC); err != nil {
+			return f.peek, fmt.Errorf("make a pipe: %w", err)
+		}
+		f.peekSize = defaultPipe
+	}
+	if size > f.peekSize {
+		grown, err := unix.FcntlInt(uintptr(f.peek[1]), unix.F_SETPIPE_SZ, size)
+		if err != nil {
+			return f.peek, fmt.Errorf("make a pipe of %d bytes: %w", size, err)
+		}
+		f.peekSize = grown
+	}
+	return f.peek, nil
+}
+
+func (f *Files) closeOwnPipe() {
+	if f.peekSize != 0 {
+		closeAll(f.peek[:])
+		f.peekSize = 0
+	}
 }

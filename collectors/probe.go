@@ -19,7 +19,7 @@ type Probe struct {
 	Task *Task
 	// FD is the descriptor, or -1 for a file that only a link of /proc/PID names.
 	FD int
-	// Entry is the link below /proc/PID that leads to the file: "fd/5", "exe", "map_files/...".
+	// Entry is that link, where FD is -1: "exe", "map_files/...".
 	Entry string
 	Stat  unix.Stat_t
 	// FSType is the filesystem's magic number.
@@ -39,18 +39,46 @@ type Probe struct {
 
 	link    string
 	gotLink bool
+	info    procfs.FDInfo // what Info is where fdinfo was not read
+}
+
+// entry is the link below /proc/PID that leads to the file.
+func (p *Probe) entry() string {
+	if p.FD >= 0 {
+		return "fd/" + strconv.Itoa(p.FD)
+	}
+	return p.Entry
 }
 
 // Link is the path the kernel prints for the file; read on first use.
 func (p *Probe) Link() (string, error) {
 	if !p.gotLink {
-		link, err := p.Task.Proc.Readlink(p.Entry)
+		link, err := p.Task.Proc.Readlink(p.entry())
 		if err != nil {
 			return "", err
 		}
 		p.link, p.gotLink = link, true
 	}
 	return p.link, nil
+}
+
+// mount is the number of the mount the file is on.
+func (p *Probe) mount() (int, error) {
+	if p.Info != nil && p.Info.MntID >= 0 {
+		return p.Info.MntID, nil
+	}
+	if p.FD >= 0 {
+		info, err := p.Task.Proc.FDInfo(p.FD)
+		if err != nil {
+			return -1, err
+		}
+		return info.MntID, nil
+	}
+	var stx unix.Statx_t
+	if err := unix.Statx(p.Task.Proc.Fd(), p.Entry, unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &stx); err != nil {
+		return -1, fmt.Errorf("statx %s: %w", p.Task.Proc.Path(p.Entry), err)
+	}
+	return int(stx.Mnt_id), nil
 }
 
 // Dup returns a descriptor of the tool's own for the same open file description. The caller closes it. A file that is
@@ -63,7 +91,7 @@ func (p *Probe) Dup() (int, error) {
 }
 
 // Reopen opens the file anew by its link, whatever its path has become; flags as for open(2).
-func (p *Probe) Reopen(flags int) (int, error) { return p.Task.Proc.Open(p.Entry, flags) }
+func (p *Probe) Reopen(flags int) (int, error) { return p.Task.Proc.Open(p.entry(), flags) }
 
 // Where names the file's place in its task for messages.
 func (p *Probe) Where() string {
@@ -137,21 +165,27 @@ func noOwner() *fown.FownEntry {
 	return &fown.FownEntry{Uid: proto.Uint32(0), Euid: proto.Uint32(0), Signum: proto.Uint32(0), PidType: proto.Uint32(0), Pid: proto.Uint32(0)}
 }
 
+// nobody is the entry of all files that signal nobody. It is never changed.
+var nobody = noOwner()
+
 // owner asks who is signalled when the file becomes ready (fcntl F_SETOWN, F_SETSIG). The pid is in the tool's
 // namespace.
 func owner(fd int, flags uint32) (*fown.FownEntry, error) {
-	o := noOwner()
 	if flags&unix.O_PATH != 0 {
-		return o, nil // such a file has no owner, and no signal
+		return nobody, nil // such a file has no owner, and no signal
 	}
 	sig, err := unix.FcntlInt(uintptr(fd), unix.F_GETSIG, 0)
 	if err != nil {
 		return nil, err
 	}
-	*o.Signum = uint32(sig)
 	typ, pid, err := getOwnEx(fd)
-	if err != nil || pid == 0 {
-		return o, err
+	if sig == 0 && pid == 0 || err != nil {
+		return nobody, err
+	}
+	o := noOwner()
+	*o.Signum = uint32(sig)
+	if pid == 0 {
+		return o, nil
 	}
 	*o.PidType, *o.Pid = uint32(typ), uint32(pid)
 	uids, err := getOwnerUIDs(fd)

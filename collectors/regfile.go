@@ -49,15 +49,15 @@ func statelessDevice(dev uint64) bool {
 
 // Collect makes a reg_file_entry.
 func (RegFile) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
-	reg, err := f.regular(p, id, p.Info.MntID)
+	reg, err := f.regular(p, id)
 	if err != nil {
 		return nil, err
 	}
 	return &fdinfo.FileEntry{Reg: reg}, nil
 }
 
-// regular makes the entry of a file that is restored by its path. mnt is the mount it is seen on, -1 if not known.
-func (f *Files) regular(p *Probe, id uint32, mnt int) (*regfile.RegFileEntry, error) {
+// regular makes the entry of a file that is restored by its path.
+func (f *Files) regular(p *Probe, id uint32) (*regfile.RegFileEntry, error) {
 	e := &regfile.RegFileEntry{
 		Id: proto.Uint32(id), Flags: proto.Uint32(p.Flags), Pos: proto.Uint64(0),
 		Fown: p.Owner, Mode: proto.Uint32(p.Stat.Mode),
@@ -65,9 +65,15 @@ func (f *Files) regular(p *Probe, id uint32, mnt int) (*regfile.RegFileEntry, er
 	if p.Info != nil {
 		e.Pos = proto.Uint64(uint64(p.Info.Pos))
 	}
-	if ext := fmt.Sprintf("file[%x:%x]", uint32(mnt), p.Stat.Ino); f.env.External(ext) {
-		e.Name, e.Ext = proto.String(ext), proto.Bool(true)
-		return e, nil
+	if len(f.env.Options.External) > 0 {
+		mnt, err := p.mount()
+		if err != nil {
+			return nil, err
+		}
+		if ext := fmt.Sprintf("file[%x:%x]", uint32(mnt), p.Stat.Ino); f.env.External(ext) {
+			e.Name, e.Ext = proto.String(ext), proto.Bool(true)
+			return e, nil
+		}
 	}
 	link, err := p.Link()
 	if err != nil {
