@@ -107,7 +107,7 @@ func (c *Cgroups) Number(env *Env, t *Task) error {
 		return err
 	}
 	for _, th := range t.Threads {
-		id, err := c.number(cgroupFile{string(th.cgroups), inside})
+		id, err := c.number(cgroupFile{th.cgroups.Value(), inside})
 		if err != nil {
 			return fmt.Errorf("thread %d: %w", th.Tid, err)
 		}

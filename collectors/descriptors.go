@@ -221,8 +221,8 @@ type filePosition struct {
 
 // askDescriptors asks which descriptors are closed on exec. Positions that told files apart are asked once more: where one
 // has moved, somebody outside of the tree has the file too, and it takes a closer look.
-func askDescriptors(b *remote.Builder, t *Task) (Answer[*Task], error) {
-	guesses := slices.DeleteFunc(t.positions, func(p filePosition) bool { return !t.ids.Guessed(objid.File, p.key) })
+func askDescriptors(b *remote.Builder, t *Task) Answer[*Task] {
+	guesses := t.guesses()
 	flags := askEach(b, len(t.FDs), func(i int) int { return int(t.FDs[i].GetFd()) }, unix.SYS_FCNTL, remote.Imm(unix.F_GETFD))
 	positions := askEach(b, len(guesses), func(i int) int { return guesses[i].fd }, unix.SYS_LSEEK, remote.Imm(0), remote.Imm(unix.SEEK_CUR))
 	return func(r *remote.Results, t *Task) error {
@@ -233,13 +233,37 @@ func askDescriptors(b *remote.Builder, t *Task) (Answer[*Task], error) {
 			*t.FDs[i].Flags = uint32(v)
 		}
 		for i, v := range positions(r) {
-			if v != guesses[i].pos {
-				t.ids.Doubt(objid.File, guesses[i].key)
+			if guess := t.positions[i]; v != guess.pos {
+				t.ids.Doubt(objid.File, guess.key)
 			}
 		}
 		t.positions = nil
 		return nil
-	}, nil
+	}
+}
+
+// guesses are the positions that have told files of the task from others.
+func (t *Task) guesses() []filePosition {
+	t.positions = slices.DeleteFunc(t.positions, func(p filePosition) bool { return !t.ids.Guessed(objid.File, p.key) })
+	return t.positions
+}
+
+// sameness tells tasks apart that are asked different things: by their descriptors, and by POSIX timers.
+func (t *Task) sameness() string {
+	var b []byte
+	add := func(n int) { b = binary.AppendVarint(b, int64(n)) }
+	for _, e := range t.FDs {
+		add(int(e.GetFd()))
+	}
+	add(-1)
+	for _, p := range t.guesses() {
+		add(p.fd)
+	}
+	add(-1)
+	for _, p := range t.posixTimers {
+		add(p.ID)
+	}
+	return string(b)
 }
 
 // askedAtOnce is how many descriptors are asked about in one piece of program memory.

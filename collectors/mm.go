@@ -41,7 +41,7 @@ func readMM(t *Task) error {
 }
 
 // askMM asks for the program break, which no file tells.
-func askMM(b *remote.Builder, _ *Task) (Answer[*Task], error) {
+func askMM(b *remote.Builder, _ *Task) Answer[*Task] {
 	brk := b.Call(unix.SYS_BRK, remote.Imm(0))
 	return func(r *remote.Results, t *Task) error {
 		at, ok := r.Raw(brk)
@@ -50,7 +50,7 @@ func askMM(b *remote.Builder, _ *Task) (Answer[*Task], error) {
 		}
 		t.MM.MmBrk = proto.Uint64(uint64(at))
 		return nil
-	}, nil
+	}
 }
 
 // CollectNamed names the files that a task uses without descriptors: its executable, working directory and root.

@@ -12,12 +12,16 @@ import (
 
 const (
 	sizeofComm = 16
+	// unchanged makes personality(2) tell what there is.
+	unchanged = 0xffffffff
 	// membarrierGetRegistrations is MEMBARRIER_CMD_GET_REGISTRATIONS (Linux 6.3).
 	membarrierGetRegistrations = 1 << 9
 )
 
-// askPrctls asks for the settings of the whole task that only prctl(2) and membarrier(2) tell.
-func askPrctls(b *remote.Builder, _ *Task) (Answer[*Task], error) {
+// askPrctls asks for the settings of the whole task that only prctl(2) and membarrier(2) tell, and for the personality,
+// whose file in /proc takes longer.
+func askPrctls(b *remote.Builder, _ *Task) Answer[*Task] {
+	persona := b.Call(unix.SYS_PERSONALITY, remote.Imm(uint32(unchanged))).Must()
 	dumpable := b.Call(unix.SYS_PRCTL, remote.Imm(unix.PR_GET_DUMPABLE)).Must()
 	thp := b.Call(unix.SYS_PRCTL, remote.Imm(unix.PR_GET_THP_DISABLE)).Allow(unix.EINVAL)
 	subreaper := b.Zero(8)
@@ -29,6 +33,10 @@ func askPrctls(b *remote.Builder, _ *Task) (Answer[*Task], error) {
 			return err
 		}
 		t.MM.Dumpable = proto.Int32(int32(value))
+		if value, err = r.Value(persona); err != nil {
+			return err
+		}
+		t.Core.Tc.Personality = proto.Uint32(uint32(value))
 		disabled, _ := r.Raw(thp)
 		t.MM.ThpDisabled = proto.Bool(disabled > 0)
 		t.Core.Tc.ChildSubreaper = proto.Bool(r.Uint32(subreaper) != 0)
@@ -36,7 +44,7 @@ func askPrctls(b *remote.Builder, _ *Task) (Answer[*Task], error) {
 			t.Core.Tc.MembarrierRegistrationMask = proto.Uint32(uint32(mask))
 		}
 		return nil
-	}, nil
+	}
 }
 
 // askThreadPrctls asks a thread for its name, parent-death signal and timer slack.

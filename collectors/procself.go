@@ -9,20 +9,15 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// readProcSelf reads the settings that have files of their own in /proc/PID: personality, OOM score, login uid. A kernel
-// without audit has no loginuid.
+// readProcSelf reads the settings that have files of their own in /proc/PID: OOM score, login uid. A kernel without audit
+// has no loginuid.
 func readProcSelf(t *Task) error {
-	persona, err := readNumber(t, "personality", 16)
-	if err != nil {
-		return err
-	}
-	t.Core.Tc.Personality = proto.Uint32(uint32(persona))
-	score, err := readNumber(t, "oom_score_adj", 10)
+	score, err := readNumber(t, "oom_score_adj")
 	if err != nil {
 		return err
 	}
 	t.Core.Tc.OomScoreAdj = proto.Int32(int32(score))
-	uid, err := readNumber(t, "loginuid", 10)
+	uid, err := readNumber(t, "loginuid")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -30,10 +25,10 @@ func readProcSelf(t *Task) error {
 	return err
 }
 
-func readNumber(t *Task, entry string, base int) (int64, error) {
+func readNumber(t *Task, entry string) (int64, error) {
 	b, err := t.Proc.Read(entry)
 	if err != nil {
 		return 0, err
 	}
-	return strconv.ParseInt(string(bytes.TrimSpace(b)), base, 64)
+	return strconv.ParseInt(string(bytes.TrimSpace(b)), 10, 64)
 }

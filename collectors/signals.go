@@ -28,7 +28,7 @@ const (
 func fixed(sig int) bool { return sig == int(unix.SIGKILL) || sig == int(unix.SIGSTOP) }
 
 // askSignals asks for the actions of all signals.
-func askSignals(b *remote.Builder, _ *Task) (Answer[*Task], error) {
+func askSignals(b *remote.Builder, _ *Task) Answer[*Task] {
 	actions := b.Zero(numSignals * sizeofSigaction)
 	for sig := 1; sig <= numSignals; sig++ {
 		if !fixed(sig) {
@@ -38,7 +38,7 @@ func askSignals(b *remote.Builder, _ *Task) (Answer[*Task], error) {
 	return func(r *remote.Results, t *Task) error {
 		t.Core.Tc.Sigactions = sigactions(r.Bytes(actions))
 		return nil
-	}, nil
+	}
 }
 
 // sigactions makes the entries of all actions, in three pieces of memory: a tree of tasks has many.

@@ -12,8 +12,9 @@ type StateKind struct {
 	Read func(*Task) error
 	// Trace takes what the kernel tells a tracer. It runs on the tracer's thread, before anything is injected.
 	Trace func(*Tracees, *Task) error
-	// AskTask adds what the leader is asked about its task to the one program it runs.
-	AskTask func(*remote.Builder, *Task) (Answer[*Task], error)
+	// AskTask adds what the leader is asked about its task to the one program it runs. Tasks with the same sameness are
+	// asked the same: no answer may keep anything else of the task it was made for.
+	AskTask func(*remote.Builder, *Task) Answer[*Task]
 	// AskThread adds what each thread is asked about itself to the one program all of them run.
 	AskThread func(*remote.Builder) Answer[*Thread]
 }
@@ -31,7 +32,7 @@ var StateKinds = []StateKind{
 	{Name: "rlimit", Read: readRlimits},
 	{Name: "signals", Trace: traceSignals, AskTask: askSignals, AskThread: askAltStack},
 	{Name: "seccomp", Trace: traceSeccomp},
-	{Name: "timers", AskTask: askTimers},
+	{Name: "timers", Read: readTimers, AskTask: askTimers},
 	{Name: "descriptors", AskTask: askDescriptors},
 	{Name: "sched", AskThread: askSched},
 	{Name: "prctl", AskTask: askPrctls, AskThread: askThreadPrctls},
@@ -65,7 +66,7 @@ func (q *question[T]) read(r *remote.Results, subject T) error {
 	return nil
 }
 
-// newThreadQuestion is what every thread is asked: one program, one stop a thread, whatever it has to tell.
+// newThreadQuestion is what every thread but the leader is asked: one program, one stop a thread, whatever it has to tell.
 func newThreadQuestion() *question[*Thread] {
 	b := remote.NewBuilder("state of a thread")
 	q := &question[*Thread]{}
@@ -78,20 +79,21 @@ func newThreadQuestion() *question[*Thread] {
 	return q
 }
 
-// newTaskQuestion is what the leader of a task is asked about the whole task.
-func newTaskQuestion(t *Task) (*question[*Task], error) {
+// newTaskQuestion is what the leader of a task is asked: about the whole task and, as any thread, about itself.
+func newTaskQuestion(t *Task) *question[*Task] {
 	b := remote.NewBuilder("state of a task")
 	q := &question[*Task]{}
 	for _, k := range StateKinds {
-		if k.AskTask == nil {
-			continue
+		if k.AskTask != nil {
+			q.answers = append(q.answers, k.AskTask(b, t))
 		}
-		answer, err := k.AskTask(b, t)
-		if err != nil {
-			return nil, err
+	}
+	for _, k := range StateKinds {
+		if k.AskThread != nil {
+			answer := k.AskThread(b)
+			q.answers = append(q.answers, func(r *remote.Results, t *Task) error { return answer(r, t.Leader()) })
 		}
-		q.answers = append(q.answers, answer)
 	}
 	q.prog = b.Program()
-	return q, nil
+	return q
 }

@@ -6,6 +6,7 @@ import (
 	"cryo/internal/remote"
 	"fmt"
 	"sync"
+	"unique"
 
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
@@ -71,13 +72,14 @@ type Task struct {
 	// Session is the engine in the task, from parasite-state to parasite-mem; programs run on the tracer's thread only.
 	Session *remote.Session
 
-	namespaces taskNamespaces
-	asked      *question[*Task] // running in the task
-	fsTypes    sync.Map         // device: magic number of its filesystem
-	pidfd      int              // opened on first use; 0 is none
-	positions  []filePosition   // of files, as the descriptors were looked at
-	ids        *objid.Allocator // by which they were told apart
-	peeks      bool             // the guardian knows that queues of its sockets are looked into
+	namespaces  taskNamespaces
+	posixTimers []procfs.Timer
+	asked       *question[*Task] // running in the task
+	fsTypes     sync.Map         // device: magic number of its filesystem
+	pidfd       int              // opened on first use; 0 is none
+	positions   []filePosition   // of files, as the descriptors were looked at
+	ids         *objid.Allocator // by which they were told apart
+	peeks       bool             // the guardian knows that queues of its sockets are looked into
 }
 
 // Leader is the thread-group leader.
@@ -139,7 +141,7 @@ type Thread struct {
 	// Tracee is the thread's captured state.
 	Tracee *remote.Thread
 
-	cgroups []byte // as /proc tells it
+	cgroups unique.Handle[string] // as /proc tells it
 }
 
 // vtid translates a thread id to the tree's namespace; 0 if the task has no such thread.

@@ -3,6 +3,7 @@ package collectors
 import (
 	"strconv"
 	"strings"
+	"unique"
 
 	"cryo/arch"
 	"cryo/internal/remote"
@@ -48,7 +49,8 @@ func readThread(t *Task, th *Thread) (err error) {
 	if n := len(th.Status.NSpid); n > 0 {
 		th.VTid = th.Status.NSpid[n-1]
 	}
-	th.cgroups, err = t.Proc.Read("task/" + strconv.Itoa(th.Tid) + "/cgroup")
+	groups, err := t.Proc.Read("task/" + strconv.Itoa(th.Tid) + "/cgroup")
+	th.cgroups = unique.Make(string(groups))
 	return err
 }
 

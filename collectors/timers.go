@@ -14,26 +14,30 @@ import (
 // sizeofItimer is that of struct itimerval and struct itimerspec alike: interval and time left.
 const sizeofItimer = 32
 
+// readTimers lists the POSIX timers, so that they can be asked for.
+func readTimers(t *Task) (err error) {
+	if t.posixTimers, err = t.Proc.Timers(); errors.Is(err, unix.ENOENT) { // CONFIG_CHECKPOINT_RESTORE
+		err = nil
+	}
+	return err
+}
+
 // askTimers asks for the interval timers and the POSIX timers. The time left is as of the freeze, so it does not run on
 // while the task is stopped or in its images.
-func askTimers(b *remote.Builder, t *Task) (Answer[*Task], error) {
-	posix, err := t.Proc.Timers()
-	if err != nil && !errors.Is(err, unix.ENOENT) { // CONFIG_CHECKPOINT_RESTORE
-		return nil, err
-	}
+func askTimers(b *remote.Builder, t *Task) Answer[*Task] {
 	intervals := b.Zero(3 * sizeofItimer)
 	for which := range 3 {
 		b.Call(unix.SYS_GETITIMER, remote.Imm(which), intervals.At(which*sizeofItimer)).Must().Discard()
 	}
-	settings := b.Zero(max(1, len(posix)) * sizeofItimer)
-	overruns := make([]remote.Op, len(posix))
-	for i, p := range posix {
+	settings := b.Zero(max(1, len(t.posixTimers)) * sizeofItimer)
+	overruns := make([]remote.Op, len(t.posixTimers))
+	for i, p := range t.posixTimers {
 		b.Call(unix.SYS_TIMER_GETTIME, remote.Imm(p.ID), settings.At(i*sizeofItimer)).Must().Discard()
 		overruns[i] = b.Call(unix.SYS_TIMER_GETOVERRUN, remote.Imm(p.ID)).Must()
 	}
 	return func(r *remote.Results, t *Task) error {
 		e := &timer.TaskTimersEntry{Real: itimer(r, intervals), Virt: itimer(r, intervals.At(sizeofItimer)), Prof: itimer(r, intervals.At(2*sizeofItimer))}
-		for i, p := range posix {
+		for i, p := range t.posixTimers {
 			overrun, err := r.Value(overruns[i])
 			if err != nil {
 				return err
@@ -42,7 +46,7 @@ func askTimers(b *remote.Builder, t *Task) (Answer[*Task], error) {
 		}
 		t.Core.Tc.Timers = e
 		return nil
-	}, nil
+	}
 }
 
 func itimer(r *remote.Results, at remote.Ref) *timer.ItimerEntry {

@@ -10,6 +10,8 @@ import (
 // tracer that seized the tasks.
 type Tracees struct {
 	env     *Env
+	task    *question[*Task] // the last task was asked
+	same    string           // its sameness
 	thread  *question[*Thread]
 	seccomp seccompTable
 }
@@ -57,26 +59,21 @@ func (tr *Tracees) Inject(tasks []*Task) []error {
 	return errs
 }
 
-// StartAsking sets the leader telling about the task; FinishAsking takes its answers and has to follow. Between the two,
-// other tasks are started: they answer at the same time.
-func (tr *Tracees) StartAsking(t *Task) (err error) {
-	if t.asked, err = newTaskQuestion(t); err != nil {
-		return err
+// StartAsking sets the leader telling about the task and itself; FinishAsking takes its answers and has to follow. Between
+// the two, other tasks are started: they answer at the same time.
+func (tr *Tracees) StartAsking(t *Task) error {
+	if same := t.sameness(); tr.task == nil || tr.same != same { // most tasks of a tree are as those next to them
+		tr.task, tr.same = newTaskQuestion(t), same
 	}
+	t.asked = tr.task
 	return t.Session.Start(t.asked.prog)
 }
 
-// FinishAsking takes the answers of the leader about the task, then asks every thread about itself.
+// FinishAsking takes the answers of the leader, then asks every other thread about itself.
 func (tr *Tracees) FinishAsking(t *Task) error {
 	res, err := t.Session.Finish()
 	if err == nil {
 		err = t.asked.read(res, t)
-	}
-	if err == nil {
-		res, err = t.Session.Run(tr.thread.prog)
-	}
-	if err == nil {
-		err = tr.thread.read(res, t.Leader())
 	}
 	for rest := t.Threads[1:]; err == nil && len(rest) > 0; {
 		n := min(len(rest), maxSlots)

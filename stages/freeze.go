@@ -19,8 +19,8 @@ import (
 )
 
 // freezer stops a tree of tasks and finds out who belongs to it. The two cannot be told apart: a task that still runs
-// may make new ones. So it lists, stops whoever is new, and lists again, until a pass over tasks that all stood still
-// finds nobody.
+// may make new ones. So it stops the tree from the root down, then lists, stops whoever is new, and lists again, until a
+// pass over tasks that all stood still finds nobody.
 //
 // Its methods run on the tracer's thread.
 type freezer struct {
@@ -55,6 +55,11 @@ func (f *freezer) freeze(ctx context.Context, pid int) (*collectors.Task, error)
 		return nil, err
 	}
 	f.root = root
+	if f.group == nil {
+		if err := f.stopDown(ctx, root); err != nil {
+			return nil, err
+		}
+	}
 	for {
 		before := len(f.stopped) + len(f.tasks)
 		if err := f.listHeld(ctx, root); err != nil {

@@ -138,11 +138,15 @@ const identifyChunk = 16
 // parent already stands still. It is then no part of the tree.
 func reaped(t *collectors.Task) bool { return !t.Live() && t.Stat == nil }
 
-// statusAndStat reads both; the error of a task that has gone is fs.ErrNotExist.
+// statusAndStat reads both, of a live task not again what was read when it stood still already; the error of a task that
+// has gone is fs.ErrNotExist.
 func statusAndStat(t *collectors.Task) (*procfs.Status, *procfs.Stat, error) {
 	status, err := t.Proc.Status()
 	if err != nil {
 		return nil, nil, gone(err)
+	}
+	if t.Live() && t.Stat != nil {
+		return status, t.Stat, nil
 	}
 	stat, err := t.Proc.Stat()
 	return status, stat, gone(err)

@@ -2,6 +2,7 @@ package objid
 
 import (
 	"fmt"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,7 +30,8 @@ type Ref struct {
 
 // order compares two uses: 0 the same object, -1 or 1 the kernel's (arbitrary but stable) order.
 func order(typ Type, a, b Ref) (int, error) {
-	r, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(a.Pid), uintptr(b.Pid), uintptr(typ), uintptr(a.Index), uintptr(b.Index), 0)
+	// RawSyscall: it does not sleep, and a large tree is compared some ten thousand times.
+	r, _, errno := syscall.RawSyscall6(unix.SYS_KCMP, uintptr(a.Pid), uintptr(b.Pid), uintptr(typ), uintptr(a.Index), uintptr(b.Index), 0)
 	if errno != 0 {
 		return 0, fmt.Errorf("kcmp of tasks %d and %d: %w", a.Pid, b.Pid, errno)
 	}

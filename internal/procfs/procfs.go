@@ -6,11 +6,13 @@
 package procfs
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"sort"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -61,16 +63,22 @@ func (d *Dir) Path(entry string) string { return d.name + "/" + entry }
 // Read returns the whole contents of an entry that the kernel prints in one piece, as it does all but lists of records
 // (maps, children ...): those end with the first read that does not fill its buffer.
 func (d *Dir) Read(entry string) ([]byte, error) {
-	buf := make([]byte, 2048)
-	n, err := d.readInto(entry, &buf, true)
-	return buf[:n], err
+	return d.readPooled(entry, true)
 }
 
 // ReadList returns the whole contents of any entry.
 func (d *Dir) ReadList(entry string) ([]byte, error) {
-	buf := make([]byte, 4096)
-	n, err := d.readInto(entry, &buf, false)
-	return buf[:n], err
+	return d.readPooled(entry, false)
+}
+
+// readBuffers are large enough for most files, whose contents are mostly short: what is kept is a copy.
+var readBuffers = sync.Pool{New: func() any { buf := make([]byte, 4096); return &buf }}
+
+func (d *Dir) readPooled(entry string, onePiece bool) ([]byte, error) {
+	buf := readBuffers.Get().(*[]byte)
+	defer readBuffers.Put(buf)
+	n, err := d.readInto(entry, buf, onePiece)
+	return bytes.Clone((*buf)[:n]), err
 }
 
 // readInto reads an entry into *buf, growing it as needed, and returns the length.
