@@ -17,7 +17,26 @@ import (
 //
 // The older sets cannot be restored by themselves afterwards, so it is for a set that is complete: a dump with
 // --auto-dedup does it after its Commit and not page by page, or a dump that fails would take the older sets with it.
-func Dedup(set *image.Dir) (int64, error) {
+func Dedup(set *image.Dir) (int64, error) { return eachObject(set, dedupObject) }
+
+// Empty takes all pages out of a set and of those it builds on: they have been restored, and take memory twice where images
+// are in memory. The set cannot be restored again. It returns the number of bytes given back.
+func Empty(set *image.Dir) (int64, error) {
+	freed, err := eachObject(set, emptyObject)
+	if err != nil {
+		return freed, err
+	}
+	up, err := set.Parent()
+	if err != nil || up == nil {
+		return freed, err
+	}
+	defer up.Close()
+	n, err := Empty(up.(*image.Dir))
+	return freed + n, err
+}
+
+// eachObject calls do for each page map of a set, and adds up what it gives back.
+func eachObject(set *image.Dir, do func(*image.Dir, image.PagemapKind, uint64) (int64, error)) (int64, error) {
 	names, err := set.Names()
 	if err != nil {
 		return 0, err
@@ -30,7 +49,7 @@ func Dedup(set *image.Dir) (int64, error) {
 			if n, _ := fmt.Sscanf(name, kind.Kind().Pattern, &id); n != 1 || name != kind.Kind().File(id) {
 				continue
 			}
-			n, err := dedupObject(set, kind, id)
+			n, err := do(set, kind, id)
 			freed += n
 			if err != nil {
 				return freed, err
@@ -38,6 +57,34 @@ func Dedup(set *image.Dir) (int64, error) {
 		}
 	}
 	return freed, nil
+}
+
+// emptyObject makes one hole of a pages file.
+func emptyObject(set *image.Dir, kind image.PagemapKind, id uint64) (int64, error) {
+	m, err := image.ReadPagemap(set, kind, id)
+	if err != nil {
+		return 0, err
+	}
+	m.Close()
+	pages, err := set.OpenPagesToPunch(m.PagesID)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil // it had none
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer pages.Close()
+	if pages.Size == 0 {
+		return 0, nil
+	}
+	return pages.Size, punchHole(pages, 0, pages.Size)
+}
+
+func punchHole(pages *image.Pages, off, n int64) error {
+	if err := unix.Fallocate(int(pages.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n); err != nil {
+		return &fs.PathError{Op: "punch hole", Path: pages.Name(), Err: err}
+	}
+	return nil
 }
 
 // dedupObject does it for one object, in all generations that have it.
@@ -131,8 +178,8 @@ func (g *generation) punch(run image.Run) (int64, error) {
 			if from < to && g.run.Flags&image.PEPresent != 0 {
 				n := int64(to - from)
 				off := g.off + int64(from-g.run.Addr)
-				if err := unix.Fallocate(int(g.pages.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n); err != nil {
-					return freed, &fs.PathError{Op: "punch hole", Path: g.pages.Name(), Err: err}
+				if err := punchHole(g.pages, off, n); err != nil {
+					return freed, err
 				}
 				freed += n
 			}

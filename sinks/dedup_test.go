@@ -79,3 +79,18 @@ func TestDedup(t *testing.T) {
 		t.Errorf("%d bytes were freed, want %d", freed, want)
 	}
 }
+
+func TestEmpty(t *testing.T) {
+	base := t.TempDir()
+	const page = image.PageSize
+	writePages(t, filepath.Join(base, "1"), "", 1, image.Run{Addr: 0, Pages: 8, Flags: image.PEPresent})
+	writePages(t, filepath.Join(base, "2"), "../1", 2, image.Run{Addr: 0, Pages: 2, Flags: image.PEPresent}, image.Run{Addr: 2 * page, Pages: 6, Flags: image.PEParent})
+	set := openSet(t, filepath.Join(base, "2"))
+	freed, err := sinks.Empty(set)
+	if err != nil || freed != 10*page {
+		t.Errorf("Empty gives %d bytes back (%v), want %d", freed, err, 10*page)
+	}
+	if got := pagesLeft(t, filepath.Join(base, "1")) + pagesLeft(t, filepath.Join(base, "2")); got != "0000000000" {
+		t.Errorf("pages left are %s", got)
+	}
+}

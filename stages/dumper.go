@@ -150,6 +150,11 @@ func (d *dumper) vpid(pid int) int {
 
 // afterwards writes the statistics, when the dump has succeeded.
 func (d *dumper) afterwards(context.Context) error {
+	if d.o.AutoDedup && d.images != nil && !d.o.PageServer && !d.o.Stream {
+		if err := giveBack(d.images, sinks.Dedup); err != nil {
+			return err
+		}
+	}
 	entry := d.statsEntry()
 	if err := stats.Write(d.o.Work(), entry); err != nil {
 		return err

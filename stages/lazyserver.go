@@ -18,6 +18,7 @@ import (
 	"cryo/internal/options"
 	"cryo/internal/procfs"
 	"cryo/internal/uffd"
+	"cryo/sinks"
 
 	"golang.org/x/sys/unix"
 )
@@ -96,6 +97,9 @@ func ServeLazyPages(ctx context.Context, o *options.Options, conn *net.UnixConn)
 		return err
 	}
 	slog.Info("lazy-pages: all pages are in", "faults", s.Faults.Load(), "pages", s.Copied.Load())
+	if o.AutoDedup && !o.PageServer {
+		return giveBack(images, sinks.Empty)
+	}
 	return nil
 }
 

@@ -26,8 +26,7 @@ func ListenPages(ctx context.Context, o *options.Options) (net.Listener, error) 
 }
 
 // ServePages receives the pages of one dump into the images directory of o, or with o.LazyPages sends those that are there
-// to a lazy restore: from the connection o.PageServerFD, or from
-// the first client of l, which it closes then.
+// to a lazy restore. Its client is the connection o.PageServerFD, or the first one of l, which it closes then.
 func ServePages(ctx context.Context, o *options.Options, l net.Listener) error {
 	conn, err := acceptPages(ctx, o, l)
 	if err != nil {
@@ -52,6 +51,9 @@ func ServePages(ctx context.Context, o *options.Options, l net.Listener) error {
 	defer dir.Close()
 	n, err := sinks.ServePages(conn, dir)
 	slog.Info("page server is done", "bytes", n, "client", conn.RemoteAddr())
+	if err == nil && o.AutoDedup {
+		err = giveBack(images, sinks.Dedup)
+	}
 	return err
 }
 

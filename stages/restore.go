@@ -15,6 +15,7 @@ import (
 	"cryo/internal/stats"
 	"cryo/pipeline"
 	"cryo/restorers"
+	"cryo/sinks"
 
 	"golang.org/x/sys/unix"
 )
@@ -53,6 +54,7 @@ type restorer struct {
 	o        *options.Options
 	log      *slog.Logger
 	source   image.Source
+	images   *os.File // directory the set is in; nil if it comes from elsewhere
 	scripts  *actions.Runner
 	tracer   *ptrace.Tracer
 	g        *pipeline.Graph
@@ -68,6 +70,7 @@ type restorer struct {
 func newRestorer(o *options.Options) (*restorer, error) {
 	r := &restorer{o: o, log: slog.Default()}
 	dir, err := imagesDir(o)
+	r.images = dir
 	if err == nil {
 		r.source, err = openSource(o, dir)
 	}
@@ -140,6 +143,11 @@ func (r *restorer) readImages(_ *pipeline.Stage, emit func(*restorers.Set) error
 func (r *restorer) afterwards(ctx context.Context) error {
 	if err := stats.Write(r.o.Work(), r.stats.Entry()); err != nil {
 		return err
+	}
+	if r.o.AutoDedup && r.images != nil && !r.o.Stream && !r.o.LazyPages { // the server of a lazy one does it
+		if err := giveBack(r.images, sinks.Empty); err != nil {
+			return err
+		}
 	}
 	if r.o.DisplayStats {
 		if err := stats.Print(os.Stdout, r.stats.Entry()); err != nil {

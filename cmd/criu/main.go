@@ -43,6 +43,7 @@ var verbs = map[options.Verb]func(context.Context, *options.Options) error{
 	options.Check:        check,
 	options.PageServer:   pageServer,
 	options.LazyPages:    lazyPages,
+	options.Dedup:        stages.Dedup,
 	options.Restore:      restore,
 	options.CPUInfoDump:  cpuinfoDump,
 	options.CPUInfoCheck: cpuinfoCheck,

@@ -59,6 +59,7 @@ var built = map[Capability]bool{
 	Dumps:       true,
 	Lazy:        true,
 	Incremental: true,
+	Dedups:      true,
 	Devices:     true,
 	UnixSockets: true,
 	DryRunning:  true,
