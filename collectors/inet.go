@@ -4,8 +4,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 
+	"cryo/internal/image"
 	"cryo/internal/sockdiag"
 	"cryo/internal/sockopt"
 
@@ -198,9 +200,15 @@ func (s *inetSocket) state(env *Env) error {
 		return nil
 	}
 	s.setShutdown(known.Shutdown)
+	if known.RQueue != 0 {
+		slog.Warn(fmt.Sprintf("Task %d, %s: datagrams that have not been read will be lost", s.holder().Pid, s.Where()))
+	}
 	cork, err := sockopt.Int(s.fd, unix.SOL_UDP, unix.UDP_CORK)
 	if err == nil && cork != 0 {
-		err = s.Obstacle("a corked UDP socket: what it has not sent yet cannot be read", "let it be uncorked before the dump")
+		image.SetUDPCork(s.entry)
+		if known.WQueue != 0 {
+			err = s.Obstacle("a corked UDP socket: what it has not sent yet cannot be read", "let it be uncorked before the dump")
+		}
 	}
 	return err
 }

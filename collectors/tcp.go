@@ -40,9 +40,26 @@ func (s *inetSocket) tcpState(env *Env) error {
 	if !env.Options.TCPEstablished && !env.Options.TCPClose {
 		return s.Obstacle(fmt.Sprintf("a TCP connection of %v with %v in state %s", s.local(), s.peer(), tcpStates[state]), "--tcp-established, or --tcp-close")
 	}
+	if err := s.urgent(); err != nil {
+		return err
+	}
 	known, err := env.Sockets.find(s)
 	s.setShutdown(known.Shutdown)
 	return err
+}
+
+// urgent refuses a connection with urgent data that the program has not read: where in the queue they belong, and that they
+// are urgent, repair mode does not tell.
+func (s *inetSocket) urgent() error {
+	ready := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLPRI}}
+	if _, err := unix.Poll(ready, 0); err != nil {
+		return fmt.Errorf("poll: %w", err)
+	}
+	if ready[0].Revents&unix.POLLPRI != 0 {
+		return s.Obstacle(fmt.Sprintf("a TCP connection of %v with %v with urgent data that have not been read, which cannot be dumped", s.local(), s.peer()),
+			"let the program read them first")
+	}
+	return nil
 }
 
 // closedShutdown finds out from poll(2) what of a socket without a connection is shut down: the kernel lists it nowhere.

@@ -155,6 +155,9 @@ func (s *inetSocket) emitOptions(b *remote.Builder, fd int) {
 		emitBufferSizes(b, fd, s.Opts)
 	}
 	emitPlainOptions(b, fd, s.Opts)
+	if s.GetType() == unix.SOCK_DGRAM && image.UDPCork(s.InetSkEntry) {
+		setNumber(b, fd, unix.SOL_UDP, unix.UDP_CORK, 1)
+	}
 	s.emitTCPOptions(b, fd, fresh)
 	s.emitShutdown(b, fd)
 }

@@ -6,6 +6,7 @@
 #include <netinet/icmp6.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <netinet/udp.h>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -142,6 +143,7 @@ int main(void)
 	int udp[2] = { bound(AF_INET6, SOCK_DGRAM, 0, &here), bound(AF_INET6, SOCK_DGRAM, 0, &there) };
 	CHECK(connect(udp[0], &there.sa, sizeof(there.v6)) == 0 && connect(udp[1], &here.sa, sizeof(here.v6)) == 0, "connect");
 	CHECK(shutdown(udp[1], SHUT_WR) == 0, "shutdown");
+	set(udp[0], IPPROTO_UDP, UDP_CORK, 1);
 	int lite = socket(AF_INET, SOCK_DGRAM, IPPROTO_UDPLITE);
 	int raw = socket(AF_INET6, SOCK_RAW, IPPROTO_ICMPV6);
 	CHECK(lite >= 0 || errno == EPROTONOSUPPORT, "UDP-Lite");
@@ -198,6 +200,8 @@ int main(void)
 	for (int i = 0; i < 2; i++)
 		CHECK(get(listeners[i], SOL_SOCKET, SO_REUSEPORT) == 1 && get(listeners[i], SOL_SOCKET, SO_ACCEPTCONN), "listener");
 
+	CHECK(get(udp[0], IPPROTO_UDP, UDP_CORK) == 1 && get(udp[1], IPPROTO_UDP, UDP_CORK) == 0, "UDP_CORK");
+	set(udp[0], IPPROTO_UDP, UDP_CORK, 0);
 	talk(udp[0], udp[1], "datagram");
 	CHECK(send(udp[1], "x", 1, MSG_NOSIGNAL) < 0 && errno == EPIPE, "sent by a side that is shut");
 	n = sizeof(got);
