@@ -47,9 +47,9 @@ func Graph(verb options.Verb, format options.Format) (string, error) {
 	var g *pipeline.Graph
 	switch verb {
 	case options.Dump:
-		g = (&dumper{memory: &memory{}}).graph()
+		g = (&dumper{o: options.Default(), memory: &memory{}}).graph()
 	case options.PreDump:
-		g = (&dumper{memory: &memory{}}).preDumpGraph()
+		g = (&dumper{o: options.Default(), memory: &memory{}}).preDumpGraph()
 	case options.Restore:
 		g = (&restorer{}).graph()
 	default:

@@ -133,11 +133,11 @@ func (tr *tracking) used() bool { return tr != nil && (tr.arm || tr.trusted) }
 // set, and begins to follow them anew. From here on the keeper of an earlier run is of no use.
 func (d *dumper) trackMemory(s *pipeline.Stage, tasks []*collectors.Task) ([]*collectors.Task, error) {
 	tr := d.track
-	if !tr.used() {
-		return tasks, nil
-	}
 	if err := tr.refuseForeign(tasks[0], d.o.PageServer); err != nil {
 		return nil, err
+	}
+	if !tr.used() {
+		return tasks, nil
 	}
 	old := map[int]*dirty.Tracker{}
 	if tr.keeper != nil {

@@ -205,7 +205,7 @@ func (k *Keeper) Trackers() map[int]*Tracker {
 		if err != nil {
 			continue
 		}
-		all[t.Pid] = &Tracker{t.Pid, uffd{fd}}
+		all[t.Pid] = &Tracker{t.Pid, false, uffd{fd}}
 	}
 	return all
 }

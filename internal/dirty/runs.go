@@ -39,7 +39,7 @@ func (r *Runs) All() iter.Seq2[Span, uint64] {
 			buf = buf[n+m:]
 			start := at + gap
 			at = start + size>>runFlags
-			if !yield(Span{start * pagemap.PageSize, at * pagemap.PageSize}, size&(1<<runFlags-1)) {
+			if !yield(Span{Start: start * pagemap.PageSize, End: at * pagemap.PageSize}, size&(1<<runFlags-1)) {
 				return
 			}
 		}

@@ -64,15 +64,16 @@ func hasWriteProtect() bool {
 // Tracker follows one address space.
 type Tracker struct {
 	pid  int
-	uffd uffd // fd -1 for soft-dirty bits
+	soft bool // by soft-dirty bits
+	uffd uffd // fd -1: none, or closed
 }
 
 // NewSoftDirty returns a tracker by soft-dirty bits. It has nothing to be closed.
-func NewSoftDirty(pid int) *Tracker { return &Tracker{pid: pid, uffd: uffd{-1}} }
+func NewSoftDirty(pid int) *Tracker { return &Tracker{pid, true, uffd{-1}} }
 
 // NewWriteProtect takes over a userfaultfd that was just made in task pid.
 func NewWriteProtect(pid, fd int) (*Tracker, error) {
-	t := &Tracker{pid, uffd{fd}}
+	t := &Tracker{pid, false, uffd{fd}}
 	if err := t.uffd.handshake(); err != nil {
 		unix.Close(fd)
 		return nil, err
@@ -90,7 +91,7 @@ func (t *Tracker) Close() {
 
 // Categories are what a scan has to return for Clean to judge by.
 func (t *Tracker) Categories() pagemap.Category {
-	if t.uffd.fd < 0 {
+	if t.soft {
 		return pagemap.SoftDirty
 	}
 	return pagemap.WPAllowed | pagemap.Written | pagemap.Present
@@ -99,7 +100,7 @@ func (t *Tracker) Categories() pagemap.Category {
 // Clean says whether pages of these categories have not been written since the last Arm; ofFile says that what shows
 // where a page is missing is not zeros. It holds for mappings that the tracker Owns.
 func (t *Tracker) Clean(c pagemap.Category, ofFile bool) bool {
-	if t.uffd.fd < 0 {
+	if t.soft {
 		return c&pagemap.SoftDirty == 0
 	}
 	return c&(pagemap.WPAllowed|pagemap.Written) == pagemap.WPAllowed && (!ofFile || c&pagemap.Present != 0)
@@ -107,20 +108,20 @@ func (t *Tracker) Clean(c pagemap.Category, ofFile bool) bool {
 
 // Stale says whether pages of these categories have marks of a time when their mapping was somewhere else.
 func (t *Tracker) Stale(c pagemap.Category) bool {
-	return t.uffd.fd >= 0 && c&(pagemap.WPAllowed|pagemap.Written) == 0
+	return !t.soft && c&(pagemap.WPAllowed|pagemap.Written) == 0
 }
 
 // Owns says whether a mapping with pages that seem to be clean is followed by this tracker and not by another
 // userfaultfd. It must not be asked of others: it would take them.
 func (t *Tracker) Owns(s Span) bool {
-	return t.uffd.fd < 0 || t.uffd.register(s.Start, s.End) == nil
+	return t.soft || t.uffd.register(s.Start, s.End) == nil
 }
 
 // Arm begins a new period for the task's mappings, while it stands still: nothing is written from now on. spans are its
 // mappings with pages of its own, in ascending order; stale are those of them with pages that are Stale. The error is
 // ErrGone if the tracker is of an address space that the task has left.
 func (t *Tracker) Arm(pm *pagemap.Map, spans, stale []Span) error {
-	if t.uffd.fd >= 0 {
+	if !t.soft {
 		return t.uffd.protect(pm, spans, stale)
 	}
 	name := fmt.Sprintf("/proc/%d/clear_refs", t.pid)

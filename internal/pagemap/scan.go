@@ -171,11 +171,13 @@ func (m *Map) scanIoctl(start, end uint64, q Query, yield func(Region) error) er
 	return m.scanRange(start, end, q, 0, yield)
 }
 
-// Protect write protects the pages in [start, end) that are the task's own and are not protected yet, in mappings where
-// that is allowed (WPAllowed): they are not Written from now on. It needs PAGEMAP_SCAN.
-func (m *Map) Protect(start, end uint64) error {
-	// Without Present and Swapped the kernel would protect holes as well, by filling page tables with marks.
-	q := Query{Inverted: File | PFNZero, Mask: File | PFNZero | Written, AnyOf: Present | Swapped}
+// Protect write protects the pages in [start, end) that q selects and that are not protected yet, in mappings where that is
+// allowed (WPAllowed): they are not Written from now on. It needs PAGEMAP_SCAN.
+func (m *Map) Protect(start, end uint64, q Query) error {
+	// Without asking for Present and Swapped as q has to the kernel would protect holes as well, by filling page tables
+	// with marks.
+	q.Mask |= Written
+	q.Return = 0
 	if probe().guard {
 		q.Inverted |= Guard
 		q.Mask |= Guard
