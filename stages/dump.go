@@ -20,26 +20,17 @@ func Dump(ctx context.Context, o *options.Options) error {
 	if err := o.Check(options.Dump); err != nil {
 		return err
 	}
+	guard := launchGuardian()
 	d, err := newDumper(o)
 	if err != nil {
-		return err
+		return errors.Join(err, guard.close())
 	}
 	defer d.close()
-	if err := d.scripts.Run(ctx, preDump); err != nil {
-		return err
-	}
-	g := d.graph()
-	if testGraph != nil {
-		testGraph(g)
-	}
 	d.warm()
-	if d.guard, err = startGuardian(g); err != nil {
-		return err
+	if err = d.scripts.Run(ctx, preDump); err == nil {
+		err = d.run(ctx, guard)
 	}
-	err = runGraph(ctx, g, o)
-	if d.guard != nil {
-		err = errors.Join(err, d.guard.Close())
-	}
+	err = errors.Join(err, guard.close())
 	if errors.Is(err, errDryRun) {
 		return d.env.Obstacles.Err()
 	}
@@ -47,6 +38,18 @@ func Dump(ctx context.Context, o *options.Options) error {
 		return err
 	}
 	return d.afterwards(ctx)
+}
+
+// run runs the graph, with a guardian.
+func (d *dumper) run(ctx context.Context, guard *guardianLaunch) (err error) {
+	g := d.graph()
+	if testGraph != nil {
+		testGraph(g)
+	}
+	if d.guard, err = guard.serve(g); err != nil {
+		return err
+	}
+	return runGraph(ctx, g, d.o)
 }
 
 // testGraph, in tests, sees each graph before it runs.

@@ -137,18 +137,41 @@ func isImage(name string) bool {
 	return strings.HasSuffix(name, ".img") || strings.HasSuffix(name, ".img.tmp") || name == "parent"
 }
 
-// startGuardian starts a guardian for a run and makes it the journal of its graph; what it does goes to the log. It is nil, and nothing is kept, where
-// the executable is not made to be one.
-func startGuardian(g *pipeline.Graph) (*guardian.Guardian, error) {
+// guardianLaunch is a guardian that is being started.
+type guardianLaunch struct {
+	done  chan struct{}
+	guard *guardian.Guardian // nil: the executable is not made to be one
+	err   error
+}
+
+// launchGuardian starts a guardian beside what the caller does next. What it does goes to the log.
+func launchGuardian() *guardianLaunch {
+	l := &guardianLaunch{done: make(chan struct{})}
 	if !guardian.Available() {
-		return nil, nil
+		close(l.done)
+		return l
 	}
-	guard, err := guardian.Start(log.File(slog.Default()))
-	if err != nil {
-		return nil, err
+	go func() {
+		defer close(l.done)
+		l.guard, l.err = guardian.Start(log.File(slog.Default()))
+	}()
+	return l
+}
+
+// serve waits for the guardian and makes it the journal of a graph that is going to run. If it is nil, nothing is kept.
+func (l *guardianLaunch) serve(g *pipeline.Graph) (*guardian.Guardian, error) {
+	if <-l.done; l.guard != nil {
+		g.SetJournal(journal{l.guard})
 	}
-	g.SetJournal(journal{guard})
-	return guard, nil
+	return l.guard, l.err
+}
+
+// close lets the guardian go, which does first what is left to be done.
+func (l *guardianLaunch) close() error {
+	if <-l.done; l.guard != nil {
+		return l.guard.Close()
+	}
+	return nil
 }
 
 // pidsPerRecord keeps a record below the size of a message.

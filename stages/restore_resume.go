@@ -127,7 +127,7 @@ func (r *restorer) insure(s *pipeline.Stage, live []*member, finish []pipeline.U
 // startGuardian starts the guardian, unless there is one already.
 func (r *restorer) startGuardian() (err error) {
 	if r.guard == nil {
-		r.guard, err = startGuardian(r.g)
+		r.guard, err = launchGuardian().serve(r.g)
 	}
 	return err
 }
