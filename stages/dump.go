@@ -20,6 +20,11 @@ func Dump(ctx context.Context, o *options.Options) error {
 	if err := o.Check(options.Dump); err != nil {
 		return err
 	}
+	return runDumper(ctx, o, (*dumper).graph)
+}
+
+// runDumper runs the graph that declare makes of a dumper, with a guardian, and when it has succeeded what follows.
+func runDumper(ctx context.Context, o *options.Options, declare func(*dumper) *pipeline.Graph) error {
 	guard := launchGuardian()
 	d, err := newDumper(o)
 	if err != nil {
@@ -28,7 +33,7 @@ func Dump(ctx context.Context, o *options.Options) error {
 	defer d.close()
 	d.warm()
 	if err = d.scripts.Run(ctx, preDump); err == nil {
-		err = d.run(ctx, guard)
+		err = d.run(ctx, declare(d), guard)
 	}
 	err = errors.Join(err, guard.close())
 	if errors.Is(err, errDryRun) {
@@ -40,9 +45,7 @@ func Dump(ctx context.Context, o *options.Options) error {
 	return d.afterwards(ctx)
 }
 
-// run runs the graph, with a guardian.
-func (d *dumper) run(ctx context.Context, guard *guardianLaunch) (err error) {
-	g := d.graph()
+func (d *dumper) run(ctx context.Context, g *pipeline.Graph, guard *guardianLaunch) (err error) {
 	if testGraph != nil {
 		testGraph(g)
 	}

@@ -2,7 +2,6 @@ package stages
 
 import (
 	"context"
-	"errors"
 	"runtime"
 
 	"cryo/collectors"
@@ -22,30 +21,7 @@ func PreDump(ctx context.Context, o *options.Options) error {
 	}
 	ahead := *o
 	ahead.TrackMem, ahead.Final = true, options.LeaveRunning
-	d, err := newDumper(&ahead)
-	if err != nil {
-		return err
-	}
-	defer d.close()
-	if err := d.scripts.Run(ctx, preDump); err != nil {
-		return err
-	}
-	g := d.preDumpGraph()
-	if testGraph != nil {
-		testGraph(g)
-	}
-	d.warm()
-	if d.guard, err = startGuardian(g); err != nil {
-		return err
-	}
-	err = runGraph(ctx, g, o)
-	if d.guard != nil {
-		err = errors.Join(err, d.guard.Close())
-	}
-	if err != nil {
-		return err
-	}
-	return d.afterwards(ctx)
+	return runDumper(ctx, &ahead, (*dumper).preDumpGraph)
 }
 
 // preDumpGraph declares the pre-dump.
