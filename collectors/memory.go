@@ -43,7 +43,7 @@ type Memory struct {
 	checked   bool
 }
 
-// From so many mappings, or so many KiB in memory, on smaps is read beside the work that does not need it: it takes the
+// From so many mappings, or so many KiB in memory, on smaps is read beside all the work that does not need it: it takes the
 // kernel 3 microseconds a mapping and 40 milliseconds a GiB.
 const (
 	manyMappings = 512
@@ -52,20 +52,24 @@ const (
 
 // ReadMemory lists the mappings of a task. Nothing in the task may run from now on.
 func ReadMemory(t *Task) (*Memory, error) {
-	m, err := ListMemory(t)
-	if err != nil {
-		return nil, err
+	flags := flagsOf(t)
+	go flags()
+	m, err := listMemory(t, flags)
+	if err == nil && m.small(t) {
+		_, err = m.flags()
 	}
-	if m.small(t) {
-		_, err := m.flags()
-		return m, err
-	}
-	go m.flags()
-	return m, nil
+	return m, err
 }
 
 // ListMemory is ReadMemory without what only smaps tells, which takes the kernel a walk over all pages.
-func ListMemory(t *Task) (*Memory, error) {
+func ListMemory(t *Task) (*Memory, error) { return listMemory(t, flagsOf(t)) }
+
+// flagsOf returns what reads smaps, once.
+func flagsOf(t *Task) func() (*vma.TaskFlags, error) {
+	return sync.OnceValues(func() (*vma.TaskFlags, error) { return vma.ReadFlags(t.Pid) })
+}
+
+func listMemory(t *Task, flags func() (*vma.TaskFlags, error)) (*Memory, error) {
 	maps, err := vma.List(t.Pid)
 	if err != nil {
 		return nil, err
@@ -87,7 +91,13 @@ func ListMemory(t *Task) (*Memory, error) {
 			}
 		}
 	}
-	m.flags = sync.OnceValues(func() ([]vma.Flags, error) { return vma.ReadFlags(t.Pid, maps) })
+	m.flags = sync.OnceValues(func() ([]vma.Flags, error) {
+		all, err := flags()
+		if err != nil {
+			return nil, err
+		}
+		return all.Of(maps)
+	})
 	return m, nil
 }
 

@@ -39,24 +39,29 @@ func FindEscape(pid int) (e Escape, err error) {
 		return e, err
 	}
 	defer dir.Close()
-	maps, err := dir.Maps()
+	maps, err := vma.Code(pid)
 	if err != nil {
 		return e, err
 	}
 	for _, libraries := range []bool{true, false} { // a C library has both, and is smaller than many a program
 		for _, m := range maps {
 			library := strings.Contains(m.Name, "/libc.") || strings.Contains(m.Name, "/libc-") || strings.Contains(m.Name, "/ld-musl")
-			if m.Perms == "r-xp" && library == libraries && !(e.call != 0 && e.sigreturn != 0) {
+			if m.Prot == unix.PROT_READ|unix.PROT_EXEC && !m.Shared && library == libraries && !(e.call != 0 && e.sigreturn != 0) {
 				e.look(pid, m)
 			}
 		}
 	}
-	for _, m := range maps {
-		if m.Name == "[stack]" && m.Perms[:2] == "rw" {
+	stat, err := dir.Stat()
+	if err != nil {
+		return e, err
+	}
+	stack, err := vma.Range(pid, stat.StartStack, stat.StartStack+1)
+	for _, m := range stack {
+		if m.Name == "[stack]" && m.Prot&(unix.PROT_READ|unix.PROT_WRITE) == unix.PROT_READ|unix.PROT_WRITE {
 			e.scratch = m.Start
 		}
 	}
-	return e, nil
+	return e, err
 }
 
 // recentEscapes are the escapes found last: tasks of a tree that were forked from one another have their code at the same
@@ -115,9 +120,8 @@ func (e *Escape) isIn(t *Thread) bool {
 
 // codeID identifies the code of a mapping.
 type codeID struct {
-	major, minor uint32
-	ino, offset  uint64
-	size         uint64
+	dev, ino     uint64
+	offset, size uint64
 }
 
 // escapes remembers where in a file the code is, as addresses relative to the mapping, 0 for none; most tasks of a tree
@@ -125,21 +129,21 @@ type codeID struct {
 var escapes sync.Map // codeID -> Escape
 
 // look looks for what e lacks in one mapping.
-func (e *Escape) look(pid int, m procfs.Mapping) {
-	id := codeID{m.Major, m.Minor, m.Ino, m.Offset, m.End - m.Start}
-	if known, ok := escapes.Load(id); ok && m.Ino != 0 {
+func (e *Escape) look(pid int, m vma.Mapping) {
+	id := codeID{m.Dev, m.Inode, m.Offset, m.Len()}
+	if known, ok := escapes.Load(id); ok && m.Inode != 0 {
 		e.adopt(pid, m, known.(Escape))
 		return
 	}
 	found := scan(pid, m)
-	if m.Ino != 0 {
+	if m.Inode != 0 {
 		escapes.Store(id, found)
 	}
 	e.adopt(pid, m, found)
 }
 
 // adopt takes over what e lacks and found has, if it is there in the task.
-func (e *Escape) adopt(pid int, m procfs.Mapping, found Escape) {
+func (e *Escape) adopt(pid int, m vma.Mapping, found Escape) {
 	text := make([]byte, arch.EscapeOverlap)
 	at := func(offset uint64) bool {
 		return offset != 0 && ptrace.ReadMemory(pid, m.Start+offset, text) == nil
@@ -157,7 +161,7 @@ func (e *Escape) adopt(pid int, m procfs.Mapping, found Escape) {
 }
 
 // scan looks through the code of a mapping piece by piece. What starts with its very first byte does not count.
-func scan(pid int, m procfs.Mapping) (e Escape) {
+func scan(pid int, m vma.Mapping) (e Escape) {
 	const piece = 64 << 10 // a C library has both in its first pieces
 	room := make([]byte, piece)
 	for at := m.Start; at < m.End && (e.call == 0 || e.sigreturn == 0); at += piece - arch.EscapeOverlap {

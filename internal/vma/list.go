@@ -22,8 +22,14 @@ func List(pid int) ([]Mapping, error) { return list(pid, query) }
 
 // Range lists those mappings of task pid that lie in part between from and to, without the gate area.
 func Range(pid int, from, to uint64) ([]Mapping, error) {
-	maps, err := list(pid, func(fd int) ([]Mapping, error) { return queryRange(fd, from, to) })
+	maps, err := list(pid, func(fd int) ([]Mapping, error) { return queryRange(fd, from, to, 0) })
 	return slices.DeleteFunc(maps, func(m Mapping) bool { return m.End <= from || m.Start >= to }), err
+}
+
+// Code lists the executable mappings of task pid, without the gate area.
+func Code(pid int) ([]Mapping, error) {
+	maps, err := list(pid, func(fd int) ([]Mapping, error) { return queryRange(fd, 0, ^uint64(0), queryExecutable) })
+	return slices.DeleteFunc(maps, func(m Mapping) bool { return m.Prot&unix.PROT_EXEC == 0 || m.Name == vsyscallName }), err
 }
 
 func list(pid int, query func(fd int) ([]Mapping, error)) ([]Mapping, error) {
@@ -65,20 +71,20 @@ const (
 // query walks the mappings by PROCMAP_QUERY. The gate area ([vsyscall]) is no mapping of the task and the
 // ioctl does not know it; the text shows it in every task, so it is taken from this process.
 func query(fd int) ([]Mapping, error) {
-	maps, err := queryRange(fd, 0, ^uint64(0))
+	maps, err := queryRange(fd, 0, ^uint64(0), 0)
 	if gate := gateArea(); err == nil && gate != nil && len(maps) > 0 {
 		maps = append(maps, *gate)
 	}
 	return maps, err
 }
 
-// queryRange walks the mappings that end after from and begin before to.
-func queryRange(fd int, from, to uint64) ([]Mapping, error) {
+// queryRange walks the mappings that end after from, begin before to, and have the rights in only.
+func queryRange(fd int, from, to, only uint64) ([]Mapping, error) {
 	name := make([]byte, unix.PathMax+len(deletedSuffix)+1)
 	var maps []Mapping
 	addr := from
 	for addr < to {
-		q := procmapQuery{queryFlags: queryCoveringOrNext, queryAddr: addr,
+		q := procmapQuery{queryFlags: queryCoveringOrNext | only, queryAddr: addr,
 			nameSize: uint32(len(name)), nameAddr: unsafe.Pointer(&name[0])}
 		q.size = uint64(unsafe.Sizeof(q))
 		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), procmapQueryIoctl, uintptr(unsafe.Pointer(&q)))

@@ -3,6 +3,7 @@ package vma
 import (
 	"bytes"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -155,7 +156,11 @@ func TestKindAndEntry(t *testing.T) {
 			if m.Kind() != c.kind {
 				t.Fatalf("%v is of kind %d, want %d", m, m.Kind(), c.kind)
 			}
-			fl, err := ReadFlags(os.Getpid(), []Mapping{*m})
+			all, err := ReadFlags(os.Getpid())
+			if err != nil {
+				t.Fatal(err)
+			}
+			fl, err := all.Of([]Mapping{*m})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -170,6 +175,34 @@ func TestKindAndEntry(t *testing.T) {
 				t.Errorf("shmid %d, want the inode %d", e.GetShmid(), m.Inode)
 			}
 		})
+	}
+}
+
+func TestFlagsOfNoMapping(t *testing.T) {
+	all, err := ReadFlags(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, start := range []uint64{4096, 1 << 63} {
+		if _, err := all.Of([]Mapping{{Start: start, End: start + 4096}}); err == nil {
+			t.Errorf("%x has flags", start)
+		}
+	}
+}
+
+// TestCode compares the executable mappings with those of the whole list.
+func TestCode(t *testing.T) {
+	all, err := List(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, err := Code(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := slices.DeleteFunc(all, func(m Mapping) bool { return m.Prot&unix.PROT_EXEC == 0 || m.Kind() == Vsyscall })
+	if diff := cmp.Diff(want, code); diff != "" || len(code) == 0 {
+		t.Error(diff)
 	}
 }
 
@@ -252,13 +285,8 @@ func BenchmarkList(b *testing.B) {
 
 func BenchmarkReadFlags(b *testing.B) {
 	manyMappings(b, 10000)
-	maps, err := List(os.Getpid())
-	if err != nil {
-		b.Fatal(err)
-	}
-	// The runtime may map more meanwhile; what is asked for stays.
 	for b.Loop() {
-		if _, err := ReadFlags(os.Getpid(), maps[:1]); err != nil {
+		if _, err := ReadFlags(os.Getpid()); err != nil {
 			b.Fatal(err)
 		}
 	}
