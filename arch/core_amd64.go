@@ -3,6 +3,7 @@ package arch
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	core_x86 "github.com/checkpoint-restore/go-criu/v8/crit/images/core-x86"
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
@@ -26,8 +27,13 @@ func (s *State) ThreadPointer() uint64 { return s.Regs.FSBase }
 // image holds them all the same.
 const firstTLSEntry, tlsEntries = 12, 3
 
+// dropState leaves nothing of a thread's state in its image but the address of set_tid_address.
+func dropState(core *criu_core.CoreEntry) {
+	core.ThreadInfo = &core_x86.ThreadInfoX86{ClearTidAddr: core.GetThreadInfo().ClearTidAddr}
+}
+
 func (s *State) toCore(core *criu_core.CoreEntry, clearTID uint64) error {
-	fp, err := fpregsFromXState(s.XState)
+	fp, err := fpregsFromXState(PadXState(s.XState))
 	if err != nil {
 		return err
 	}
@@ -52,10 +58,10 @@ func (s *State) toCore(core *criu_core.CoreEntry, clearTID uint64) error {
 }
 
 // hasShadowStacks says whether the processor has them, used or not: criu has the field in its images then.
-func hasShadowStacks() bool {
+var hasShadowStacks = sync.OnceValue(func() bool {
 	_, _, ecx, _ := cpuid(7, 0)
 	return ecx&(1<<7) != 0 && XFeatures() != 0
-}
+})
 
 func (s *State) fromCore(core *criu_core.CoreEntry) error {
 	info := core.GetThreadInfo()

@@ -30,6 +30,11 @@ const (
 // ThreadPointer is the base address of thread-local storage.
 func (s *State) ThreadPointer() uint64 { return s.Extra.TLS }
 
+// dropState leaves nothing of a thread's state in its image but the address of set_tid_address.
+func dropState(core *criu_core.CoreEntry) {
+	core.TiAarch64 = &core_aarch64.ThreadInfoAarch64{ClearTidAddr: core.GetTiAarch64().ClearTidAddr}
+}
+
 func (s *State) toCore(core *criu_core.CoreEntry, clearTID uint64) error {
 	if len(s.XState) < fpsimdFPCR+4 {
 		return fmt.Errorf("an extended state of %d bytes is too short", len(s.XState))

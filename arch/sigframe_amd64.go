@@ -23,18 +23,19 @@ const keepAltStack = 0xff
 // SigFrameSize is an upper bound of the size of a signal frame in bytes.
 func SigFrameSize() int { return ucSize + XStateMax() + 4 + xstateAlignment }
 
-// SigFrame returns the bytes of a signal frame to be put at address at, a multiple of 64. A thread that calls
+// SigFrame appends to room the bytes of a signal frame to be put at address at, a multiple of 64. A thread that calls
 // rt_sigreturn with the stack pointer at that address gets the registers, extended state and signal mask given, and
 // keeps its alternate signal stack. A system call to be restarted is restarted.
-func SigFrame(r *Regs, xstate []byte, mask uint64, at uint64) ([]byte, error) {
-	x, err := frameXState(xstate)
+func SigFrame(room []byte, r *Regs, xstate []byte, mask uint64, at uint64) ([]byte, error) {
+	const fp = (ucSize + xstateAlignment - 1) &^ (xstateAlignment - 1)
+	start := len(room)
+	room, err := frameXState(append(room, make([]byte, fp)...), xstate)
 	if err != nil {
 		return nil, err
 	}
 	c := *r
 	c.FixRestart()
-	fp := (ucSize + xstateAlignment - 1) &^ (xstateAlignment - 1)
-	b := make([]byte, fp+len(x))
+	b := room[start:]
 	le.PutUint64(b, ucFPXState|ucSigContextSS|ucStrictSS)
 	le.PutUint32(b[ucStackFlags:], keepAltStack)
 	regs := [...]uint64{c.R8, c.R9, c.R10, c.R11, c.R12, c.R13, c.R14, c.R15,
@@ -46,6 +47,5 @@ func SigFrame(r *Regs, xstate []byte, mask uint64, at uint64) ([]byte, error) {
 	le.PutUint16(b[ucMcontext+mcSS:], uint16(c.SS))
 	le.PutUint64(b[ucMcontext+mcFPState:], at+uint64(fp))
 	le.PutUint64(b[ucSigMask:], mask)
-	copy(b[fp:], x)
-	return b, nil
+	return room, nil
 }

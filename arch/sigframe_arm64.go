@@ -24,14 +24,16 @@ const keepAltStack = 0xff
 // SigFrameSize is an upper bound of the size of a signal frame in bytes.
 func SigFrameSize() int { return sfSize }
 
-// SigFrame returns the bytes of a signal frame to be put at address at, a multiple of 64. A thread that calls
+// SigFrame appends to room the bytes of a signal frame to be put at address at, a multiple of 64. A thread that calls
 // rt_sigreturn with the stack pointer at that address gets the registers, extended state and signal mask given, and
 // keeps its alternate signal stack. A system call to be restarted is restarted.
-func SigFrame(r *Regs, xstate []byte, mask uint64, at uint64) ([]byte, error) {
+func SigFrame(room []byte, r *Regs, xstate []byte, mask uint64, at uint64) ([]byte, error) {
 	if len(xstate) < fpsimdFPCR+4 {
 		return nil, fmt.Errorf("an extended state of %d bytes is too short", len(xstate))
 	}
-	b := make([]byte, sfSize)
+	start := len(room)
+	room = append(room, make([]byte, sfSize)...)
+	b := room[start:]
 	le.PutUint32(b[sfStackFlags:], keepAltStack)
 	le.PutUint64(b[sfSigMask:], mask)
 	putWords64(b[sfRegs:], r.X[:])
@@ -43,5 +45,5 @@ func SigFrame(r *Regs, xstate []byte, mask uint64, at uint64) ([]byte, error) {
 	le.PutUint32(rec[4:], fpsimdRecord)
 	copy(rec[8:], xstate[fpsimdFPSR:fpsimdFPCR+4])
 	copy(rec[16:], xstate[:vectorBytes])
-	return b, nil // a record of zeroes ends the list
+	return room, nil // a record of zeroes ends the list
 }

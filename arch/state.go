@@ -9,7 +9,7 @@ import (
 // State is everything a thread has in the processor.
 type State struct {
 	Regs   Regs
-	XState []byte // register set XStateRegSet
+	XState []byte // register set XStateRegSet; zeroes at its end may be left out, see TrimXState
 	Extra  Extra  // what this architecture has besides
 }
 
@@ -32,4 +32,14 @@ func FromCore(core *criu_core.CoreEntry) (*State, error) {
 		return nil, fmt.Errorf("core image: %w", err)
 	}
 	return s, nil
+}
+
+// TakeCore is FromCore that takes the state out of the image: it is most of it. The address of set_tid_address stays.
+func TakeCore(core *criu_core.CoreEntry) (*State, error) {
+	s, err := FromCore(core)
+	if err == nil {
+		s.XState = TrimXState(s.XState)
+		dropState(core)
+	}
+	return s, err
 }

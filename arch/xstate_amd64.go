@@ -1,7 +1,7 @@
 package arch
 
 import (
-	"errors"
+	"bytes"
 	"fmt"
 	"sync"
 )
@@ -73,19 +73,37 @@ func xstateSize(features uint64) uint32 {
 	return size
 }
 
+// TrimXState is a copy of an extended state without the zeroes at its end: most threads use little of what the processor
+// has, and there may be thousands of them.
+func TrimXState(state []byte) []byte {
+	const least = xsaveLegacy + xsaveHeader
+	if len(state) <= least {
+		return bytes.Clone(state)
+	}
+	return bytes.Clone(state[:least+len(bytes.TrimRight(state[least:], "\x00"))])
+}
+
+// PadXState is a state TrimXState has made, in its full length.
+func PadXState(state []byte) []byte {
+	if len(state) < xsaveLegacy+xsaveHeader || len(state) >= XStateMax() { // without XSAVE there is nothing to trim
+		return state
+	}
+	return append(make([]byte, 0, XStateMax()), state...)[:XStateMax()]
+}
+
 // Marks of the extended state in a signal frame.
 const (
 	fpXStateMagic1 = 0x46505853
 	fpXStateMagic2 = 0x46505845
 )
 
-// frameXState puts the extended state into the form rt_sigreturn wants. The kernel compares the size with what the
+// frameXState appends to room the extended state in the form rt_sigreturn wants. The kernel compares the size with what the
 // thread may use and falls back to SSE alone if it is larger, so the state of AMX tiles, for which a thread has to
 // ask, is there only when in use.
-func frameXState(state []byte) ([]byte, error) {
+func frameXState(room, state []byte) ([]byte, error) {
 	if len(state) < xsaveLegacy+xsaveHeader {
 		if len(state) == xsaveLegacy { // a processor without XSAVE
-			return state, nil
+			return append(room, state...), nil
 		}
 		return nil, fmt.Errorf("an extended state of %d bytes is too short", len(state))
 	}
@@ -94,15 +112,14 @@ func frameXState(state []byte) ([]byte, error) {
 		features &^= tileDataMask
 	}
 	size := xstateSize(features)
-	if int(size) > len(state) {
-		return nil, errors.New("an extended state is shorter than this processor's")
-	}
-	b := make([]byte, size+4)
-	copy(b, state[:size])
+	start := len(room)
+	room = append(room, make([]byte, size+4)...)
+	b := room[start:]
+	copy(b[:size], state)
 	le.PutUint32(b[swReserved:], fpXStateMagic1)
 	le.PutUint32(b[swReserved+4:], size+4)
 	le.PutUint64(b[swReserved+8:], features)
 	le.PutUint32(b[swReserved+16:], size)
 	le.PutUint32(b[size:], fpXStateMagic2)
-	return b, nil
+	return room, nil
 }

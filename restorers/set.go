@@ -3,6 +3,7 @@ package restorers
 import (
 	"fmt"
 
+	"cryo/arch"
 	"cryo/internal/image"
 
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
@@ -54,6 +55,8 @@ type Task struct {
 type Thread struct {
 	TID  int
 	Core *criu_core.CoreEntry
+	// State is what the thread has in the processor, taken out of Core when the restore is planned.
+	State *arch.State
 }
 
 // Dead says whether the task is a zombie.

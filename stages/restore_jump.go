@@ -3,7 +3,6 @@ package stages
 import (
 	"fmt"
 
-	"cryo/arch"
 	"cryo/internal/actions"
 	"cryo/internal/ptrace"
 	"cryo/internal/remote"
@@ -102,12 +101,6 @@ func (m *member) allThreads() []*remote.Thread {
 
 // setRegisters gives a stopped thread its processor state and signal mask.
 func setRegisters(th *remote.Thread, want *restorers.Thread) error {
-	state, err := arch.FromCore(want.Core)
-	if err != nil {
-		return err
-	}
-	th.State, th.SigMask = *state, restorers.MaskOf(want.Core)
-	err = th.Restore()
-	th.State = arch.State{} // it is large, and there may be thousands of threads
-	return err
+	th.State, th.SigMask = *want.State, restorers.MaskOf(want.Core)
+	return th.Restore()
 }

@@ -120,11 +120,11 @@ func (p *restorePlan) task(t *restorers.Task) (*restorers.Layout, error) {
 	if err := checkNamespaces(t, p.set.Inventory.GetRootIds()); err != nil {
 		return nil, err
 	}
-	err := restorers.EachThread(t, func(th *restorers.Thread) error {
+	err := restorers.EachThread(t, func(th *restorers.Thread) (err error) {
 		if err := restorers.CheckState(p.stateOf(t, th, nil)); err != nil {
 			return err
 		}
-		if _, err := arch.FromCore(th.Core); err != nil {
+		if th.State, err = arch.TakeCore(th.Core); err != nil {
 			return fmt.Errorf("thread %d: %w", th.TID, err)
 		}
 		return nil
@@ -262,11 +262,7 @@ func (p *restorePlan) room() error {
 // checkOutsideVDSO refuses a thread that was dumped in the middle of a function of another kernel's vdso.
 func checkOutsideVDSO(n *restorers.Node, l *restorers.Layout) error {
 	for _, th := range n.Threads {
-		s, err := arch.FromCore(th.Core)
-		if err != nil {
-			return err
-		}
-		if pc := s.Regs.PC(); pc >= l.OldVDSO.Start && pc < l.OldVDSO.End {
+		if pc := th.State.Regs.PC(); pc >= l.OldVDSO.Start && pc < l.OldVDSO.End {
 			return fmt.Errorf("%s: thread %d was in a function of the vdso of another kernel, which cannot go on here: dump it again", n, th.TID)
 		}
 	}

@@ -35,25 +35,6 @@ func copyMemory(verb string, move func(int, []unix.Iovec, []unix.RemoteIovec, ui
 	return nil
 }
 
-// WriteMemoryParts copies several pieces, one behind the other, into a task's writable memory at addr.
-func WriteMemoryParts(tid int, addr uint64, parts ...[]byte) error {
-	var local [4]unix.Iovec
-	total := 0
-	for i, p := range parts {
-		local[i].Base = unsafe.SliceData(p)
-		local[i].SetLen(len(p))
-		total += len(p)
-	}
-	n, err := unix.ProcessVMWritev(tid, local[:len(parts)], []unix.RemoteIovec{{Base: uintptr(addr), Len: total}}, 0)
-	if err == nil && n != total {
-		err = unix.EFAULT
-	}
-	if err != nil {
-		return fmt.Errorf("write %d bytes at %#x of task %d: %w", total, addr, tid, err)
-	}
-	return nil
-}
-
 // Piece is data and where in a task it goes.
 type Piece struct {
 	Addr uint64

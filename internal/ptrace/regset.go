@@ -3,6 +3,7 @@ package ptrace
 import (
 	"fmt"
 	"runtime"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -52,15 +53,24 @@ func GetRegs(tid int, r *arch.Regs) error {
 // SetRegs writes the general registers of a stopped tracee.
 func SetRegs(tid int, r *arch.Regs) error { return SetRegSet(tid, RegSetGeneral, r.Bytes()) }
 
-// GetXState reads the extended processor state of a stopped tracee.
+// xstates are buffers for the extended state of a thread.
+var xstates = sync.Pool{New: func() any {
+	b := make([]byte, arch.XStateMax())
+	return &b
+}}
+
+// GetXState reads the extended processor state of a stopped tracee, as arch.TrimXState leaves it.
 func GetXState(tid int) ([]byte, error) {
-	buf := make([]byte, arch.XStateMax())
-	n, err := GetRegSet(tid, arch.XStateRegSet, buf)
-	return buf[:n], err
+	buf := xstates.Get().(*[]byte)
+	defer xstates.Put(buf)
+	n, err := GetRegSet(tid, arch.XStateRegSet, *buf)
+	return arch.TrimXState((*buf)[:n]), err
 }
 
 // SetXState writes the extended processor state of a stopped tracee.
-func SetXState(tid int, state []byte) error { return SetRegSet(tid, arch.XStateRegSet, state) }
+func SetXState(tid int, state []byte) error {
+	return SetRegSet(tid, arch.XStateRegSet, arch.PadXState(state))
+}
 
 // GetState reads everything a stopped tracee has in the processor.
 func GetState(tid int, s *arch.State) error {

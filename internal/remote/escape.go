@@ -188,12 +188,15 @@ func (s *Session) openEscape() error {
 	}
 	t := s.leader.thread
 	at := alignUp(s.escape.scratch+arch.EscapeWord, 64)
-	frame, err := arch.SigFrame(&t.Regs, t.XState, t.SigMask, at)
+	room := frames.Get().(*[]byte)
+	defer frames.Put(room)
+	frame, err := arch.SigFrame((*room)[:0], &t.Regs, t.XState, t.SigMask, at)
 	if err != nil {
 		return err
 	}
 	s.frame, s.frameSize = at, len(frame)
-	used := make([]byte, arch.EscapeWord+len(frame))
+	*room = append(frame, make([]byte, arch.EscapeWord+len(frame))...)
+	used := (*room)[len(frame):]
 	err = ptrace.ReadMemory(t.TID, at-arch.EscapeWord, used)
 	sp := t.Regs.StackPointer()
 	inUse := len(bytes.Trim(used, "\x00")) > 0 && le.Uint64(used) != s.escape.sigreturn // what a killed tool left does not count
@@ -228,7 +231,10 @@ func (s *Session) closeEscape() error {
 	}
 	at := s.frame - arch.EscapeWord
 	s.frame = 0
-	if err := ptrace.WriteMemory(s.leader.thread.TID, at, make([]byte, arch.EscapeWord+s.frameSize)); err != nil {
+	room := frames.Get().(*[]byte)
+	defer frames.Put(room)
+	*room = append((*room)[:0], make([]byte, arch.EscapeWord+s.frameSize)...)
+	if err := ptrace.WriteMemory(s.leader.thread.TID, at, *room); err != nil {
 		return fmt.Errorf("clear the escape of thread %d: %w", s.leader.thread.TID, err)
 	}
 	return nil

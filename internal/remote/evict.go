@@ -25,9 +25,13 @@ const (
 func labelledCode(size uint64) []byte {
 	page := make([]byte, arch.BlobPage)
 	copy(page, arch.Code())
-	le.PutUint64(page[labelOffset:], labelMagic)
-	le.PutUint64(page[labelOffset+8:], size)
+	copy(page[labelOffset:], label(size))
 	return page
+}
+
+// label is what the page of the interpreter ends with.
+func label(size uint64) []byte {
+	return le.AppendUint64(le.AppendUint64(make([]byte, 0, 16), labelMagic), size)
 }
 
 // Evict removes from a task the engines that a tool left in it when it was killed. The task must not be traced any more,

@@ -3,6 +3,7 @@ package remote
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 	"unsafe"
 
@@ -130,7 +131,7 @@ func (s *Session) newborn(tid int) (*Thread, error) {
 // copyFor is the session of a forked child: the same places in its own copy of the memory.
 func (s *Session) copyFor(leader *Thread) *Session {
 	c := &Session{area: s.area, code: s.code, instr: s.instr, restored: true}
-	c.free = append([]buffer(nil), s.free...)
+	c.free = slices.Clip(s.free) // who frees a slot grows a list of its own
 	l := *s.leader
 	l.session, l.thread, l.run, l.buf, l.born = c, leader, nil, nil, nil
 	c.leader = &l

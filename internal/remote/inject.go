@@ -223,7 +223,8 @@ func (s *Session) writeCode() error {
 	if arch.NeedsICacheFlush || s.split {
 		return ptrace.PokeMemory(s.leader.thread.TID, s.code, labelledCode(s.area.Size))
 	}
-	return ptrace.WriteMemory(s.leader.thread.TID, s.code, labelledCode(s.area.Size))
+	return ptrace.WritePieces(s.leader.thread.TID, ptrace.Piece{Addr: s.code, Data: arch.Code()},
+		ptrace.Piece{Addr: s.code + labelOffset, Data: label(s.area.Size)})
 }
 
 // Eject takes the engine out of the task and gives the leader its own state back; the thread stays stopped. The slots

@@ -56,7 +56,7 @@ func (h *here) run(t *testing.T, p *Program) (res *Results, state, op uint64) {
 	if _, _, errno := syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, 0, 0, uintptr(unsafe.Pointer(&mask)), 8, 0, 0); errno != 0 {
 		t.Fatal(errno)
 	}
-	frame, err := arch.SigFrame(&h.regs, plainXState(), mask, uint64(addr(framed)))
+	frame, err := arch.SigFrame(nil, &h.regs, plainXState(), mask, uint64(addr(framed)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package remote
 import (
 	"errors"
 	"fmt"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -79,10 +80,14 @@ func (s *Slot) startChunk() error {
 // header is the header of a program buffer.
 func (s *Slot) header() []byte {
 	b := make([]byte, arch.HdrSize)
+	s.putHeader(b)
+	return b
+}
+
+func (s *Slot) putHeader(b []byte) {
 	le.PutUint64(b[arch.HdrState:], arch.StateRunning)
 	le.PutUint64(b[arch.HdrSignal:], uint64(s.signal))
 	le.PutUint64(b[arch.HdrFrame:], s.frame)
-	return b
 }
 
 // resumeAt lets the thread run the interpreter from the operation at an address.
@@ -228,6 +233,9 @@ func (s *Slot) crashSafe() bool {
 	return s.signal != 0 && !s.session.restored && !s.thread.HasShadowStack()
 }
 
+// frames are buffers for signal frames with what follows them.
+var frames = sync.Pool{New: func() any { return new([]byte) }}
+
 // park points the registers at an operation that leaves through the signal frame. A restored task has nothing to go back
 // to and dies with its tracer.
 func (s *Slot) park() error {
@@ -235,15 +243,19 @@ func (s *Slot) park() error {
 		return nil
 	}
 	tid := s.thread.TID
-	frame, err := arch.SigFrame(&s.thread.Regs, s.thread.XState, s.thread.SigMask, s.frame)
+	room := frames.Get().(*[]byte)
+	defer frames.Put(room)
+	b, err := arch.SigFrame((*room)[:0], &s.thread.Regs, s.thread.XState, s.thread.SigMask, s.frame)
 	if err != nil {
 		return err
 	}
-	padding := make([]byte, frameSize()-len(frame))
-	op := make([]byte, arch.OpSize)
+	b = append(b, make([]byte, frameSize()+arch.HdrSize+arch.OpSize-len(b))...)
+	s.putHeader(b[frameSize():])
+	op := b[frameSize()+arch.HdrSize:]
 	op[arch.OpKind] = arch.KindSigreturn
 	le.PutUint64(op[arch.OpArg:], s.frame)
-	if err := ptrace.WriteMemoryParts(tid, s.frame, frame, padding, s.header(), op); err != nil {
+	*room = b
+	if err := ptrace.WriteMemory(tid, s.frame, b); err != nil {
 		return err
 	}
 	r := s.thread.Regs.SetupBlob(s.session.code, s.base, s.base+arch.HdrSize)
