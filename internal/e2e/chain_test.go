@@ -122,6 +122,9 @@ func TestChain(t *testing.T) {
 // TestSnapshots takes whole sets of a target that runs on, and goes back to the last one.
 func TestSnapshots(t *testing.T) {
 	eachWorkload(t, func(t *testing.T, start func() *Target) {
+		if strings.HasSuffix(t.Name(), "/unixfine") {
+			t.Skip("the kernel shows an empty message in a queue to the first dump only (MSG_PEEK with SO_PEEK_OFF)")
+		}
 		target := start()
 		c := newChain(t, target)
 		for range 2 {
