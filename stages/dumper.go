@@ -55,6 +55,7 @@ type dumper struct {
 	ejecting     *pipeline.UndoStep   // takes the engine out of it
 	reconnecting []*pipeline.UndoStep // give it its connections back
 	gone         bool                 // all have been done
+	doors        *pipeline.UndoStep   // lets new connections in; nil: they are not held back
 
 	warmed     chan struct{}
 	frozen     func() // ends the measured time of the stop

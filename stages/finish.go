@@ -2,11 +2,13 @@ package stages
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	"cryo/collectors"
+	"cryo/internal/netlock"
 	"cryo/internal/options"
 	"cryo/pipeline"
 
@@ -42,7 +44,11 @@ func (d *dumper) letGo(s *pipeline.Stage, tasks []*collectors.Task, emit func(*c
 		return err
 	}
 	if d.o.Final == options.LeaveRunning && !d.o.LazyPages && d.scripts.Scripts == nil && d.scripts.Notify == nil && d.freezer.group == nil {
-		for _, step := range append(d.reconnecting, d.ejecting, d.thawing) {
+		steps := append(d.reconnecting, d.ejecting, d.thawing)
+		if d.doors != nil {
+			steps = append(steps, d.doors)
+		}
+		for _, step := range steps {
 			if err := step.Run(s.Context()); err != nil {
 				return err
 			}
@@ -124,6 +130,9 @@ func (d *dumper) endTree(tasks []*collectors.Task) error {
 		}
 		records = append(records, r)
 	}
+	if d.doors != nil {
+		records = append(records, netlock.Record{Table: netlock.Doors(d.runID)})
+	}
 	forget, err := d.pointOfNoReturn(records)
 	defer forget()
 	if err != nil {
@@ -132,7 +141,7 @@ func (d *dumper) endTree(tasks []*collectors.Task) error {
 	if err := d.silence(); err != nil {
 		return err
 	}
-	return d.tracer.Do(d.freezer.kill)
+	return errors.Join(d.tracer.Do(d.freezer.kill), d.openDoors())
 }
 
 // pointOfNoReturn gives the guardian what is to be done from here on and drops what would have been taken back; forget

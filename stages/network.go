@@ -74,6 +74,9 @@ func (d *dumper) reconnections() []pipeline.UndoRecord {
 	if d.locks() {
 		records = append(records, netlock.Record{Table: netlock.Table(d.runID, 0)})
 	}
+	if d.doors != nil {
+		records = append(records, netlock.Record{Table: netlock.Doors(d.runID)})
+	}
 	for _, s := range d.env.Connections.Sockets().Chunks() {
 		records = append(records, s)
 	}
@@ -98,5 +101,5 @@ func (d *dumper) reconnect() error {
 	if d.locks() {
 		errs = append(errs, netlock.Unlock(netlock.Table(d.runID, 0)))
 	}
-	return errors.Join(append(errs, d.env.Connections.Sockets().Leave())...)
+	return errors.Join(append(errs, d.env.Connections.Sockets().Leave(), d.openDoors())...)
 }

@@ -31,6 +31,9 @@ func (d *dumper) seize(s *pipeline.Stage, emit func(*Tree) error) error {
 		return err
 	}
 	<-d.warmed
+	if err := d.closeDoors(s.Context()); err != nil {
+		return err
+	}
 	var err error
 	if d.thawing, err = d.undo.Push("let the tree go", 0, d.thaw); err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
 
@@ -110,6 +111,12 @@ func (s *server) locks() (names []string) {
 		if !strings.HasPrefix(table.Name, "CRIU-") {
 			continue
 		}
+		if strings.HasSuffix(table.Name, "-doors") {
+			if s.closes(c, table) {
+				names = append(names, table.Name)
+			}
+			continue
+		}
 		sets, _ := c.GetSets(table) // one that has just gone has none
 		foreign := false
 		for _, set := range sets {
@@ -126,6 +133,20 @@ func (s *server) locks() (names []string) {
 		}
 	}
 	return names
+}
+
+// closes says whether a table holds new connections to the server back.
+func (s *server) closes(c *nftables.Conn, table *nftables.Table) bool {
+	port := binary.BigEndian.AppendUint16(nil, uint16(s.conn.RemoteAddr().(*net.TCPAddr).Port))
+	rules, _ := c.GetRules(table, &nftables.Chain{Name: "input", Table: table})
+	for _, r := range rules {
+		for _, e := range r.Exprs {
+			if cmp, is := e.(*expr.Cmp); is && bytes.Equal(cmp.Data, port) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // inRepair lists the descriptors of a task that are in repair mode.

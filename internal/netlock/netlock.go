@@ -146,6 +146,51 @@ func (f family) match(set *nftables.Set) []expr.Any {
 	}
 }
 
+// Doors is the name of a second lock of a dump: that of the doors by which new connections come in.
+func Doors(runID string) string { return Table(runID, 0) + "-doors" }
+
+// KeepOut makes a lock that holds new connections back, those to listeners at some addresses: their first packets are
+// dropped, and the peers repeat them after a second. What has begun to connect goes on.
+func KeepOut(table string, listeners []netip.AddrPort) error {
+	c, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("nf_tables: %w", err)
+	}
+	t := c.CreateTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: table})
+	in := addChain(c, t, "input", nftables.ChainHookInput)
+	for _, l := range listeners {
+		c.AddRule(&nftables.Rule{Table: t, Chain: in, Exprs: firstPackets(l)})
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("hold new connections back by nf_tables: %w", err)
+	}
+	return nil
+}
+
+// firstPackets drops TCP packets to a listener that have the flag SYN but none of ACK and RST.
+func firstPackets(l netip.AddrPort) []expr.Any {
+	const flagsAt, syn, rst, ack = 13, 0x02, 0x04, 0x10
+	equal := func(data ...byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data} }
+	var match []expr.Any
+	if a := l.Addr().Unmap(); !a.IsUnspecified() {
+		f := families[0]
+		if a.Is6() {
+			f = families[1]
+		}
+		match = []expr.Any{
+			&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, equal(f.proto),
+			&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: f.dst, Len: f.size, DestRegister: 1}, equal(a.AsSlice()...),
+		}
+	}
+	return append(match,
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal(unix.IPPROTO_TCP),
+		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2, DestRegister: 1}, equal(binary.BigEndian.AppendUint16(nil, l.Port())...),
+		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: flagsAt, Len: 1, DestRegister: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{syn | rst | ack}, Xor: []byte{0}}, equal(syn),
+		&expr.Verdict{Kind: expr.VerdictDrop},
+	)
+}
+
 // Locked says whether the lock of that name is there.
 func Locked(table string) (bool, error) {
 	c, err := nftables.New()

@@ -58,6 +58,40 @@ func TestLock(t *testing.T) {
 	}
 }
 
+// TestKeepOut holds a new connection back, while one that is there goes on, and lets it in.
+func TestKeepOut(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: changes packet filters")
+	}
+	for _, address := range []string{"127.0.0.1:0", "[::1]:0", "[::]:0"} {
+		t.Run(address, func(t *testing.T) {
+			listener, err := net.Listen("tcp", address)
+			if err != nil {
+				t.Skip(err)
+			}
+			defer listener.Close()
+			early, peer := connect(t, listener)
+			const table = "CRIU-netlock-test-doors"
+			if err := KeepOut(table, []netip.AddrPort{addrOf(listener.Addr())}); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { Unlock(table) })
+			if c, err := net.DialTimeout("tcp", listener.Addr().String(), 300*time.Millisecond); err == nil {
+				c.Close()
+				t.Error("a new connection came in")
+			}
+			early.Write([]byte("x"))
+			if !receives(peer, 10*time.Second) {
+				t.Error("nothing passes a connection that was there")
+			}
+			if err := Unlock(table); err != nil {
+				t.Fatal(err)
+			}
+			connect(t, listener)
+		})
+	}
+}
+
 func addrOf(a net.Addr) netip.AddrPort { return a.(*net.TCPAddr).AddrPort() }
 
 func connect(t *testing.T, l net.Listener) (client, server net.Conn) {
