@@ -133,6 +133,7 @@ type pool struct {
 	b     *remote.Builder
 	paths map[string]remote.Ref
 	hows  map[int]remote.Ref
+	pair  *remote.Ref
 }
 
 func newPool(b *remote.Builder) *pool {
@@ -147,6 +148,15 @@ func (p *pool) path(s string) remote.Ref {
 		p.paths[s] = r
 	}
 	return r
+}
+
+// twoNumbers is where calls that make two descriptors say which, for nobody to read.
+func (p *pool) twoNumbers() remote.Ref {
+	if p.pair == nil {
+		r := p.b.Zero(8)
+		p.pair = &r
+	}
+	return *p.pair
 }
 
 // how is a struct open_how in program memory.
@@ -213,7 +223,7 @@ func (s *Slots) Temp(op remote.Op) int {
 
 // Close closes a descriptor.
 func (s *Slots) Close(n int) {
-	s.b.Call(unix.SYS_CLOSE, remote.Imm(n)).Must().Discard()
+	s.b.CallNumbers(unix.SYS_CLOSE, uint64(n)).Must().Discard()
 	s.t.release(n)
 }
 
@@ -237,7 +247,7 @@ func (s *Slots) place(a arrival, others ...*arrival) int {
 		if f.fd == a.n {
 			stays = true
 			if f.cloexec != a.cloexec {
-				s.b.Call(unix.SYS_FCNTL, remote.Imm(a.n), remote.Imm(unix.F_SETFD), remote.Imm(f.cloexec/unix.O_CLOEXEC)).Must().Discard()
+				s.b.CallNumbers(unix.SYS_FCNTL, uint64(a.n), unix.F_SETFD, uint64(f.cloexec/unix.O_CLOEXEC)).Must().Discard()
 			}
 		} else {
 			s.copyTo(a.n, f, others)
@@ -262,14 +272,14 @@ func (s *Slots) copyTo(n int, f *final, others []*arrival) {
 			s.makeWay(o)
 		}
 	}
-	s.b.Call(unix.SYS_DUP3, remote.Imm(n), remote.Imm(f.fd), remote.Imm(f.cloexec)).Must().Discard()
+	s.b.CallNumbers(unix.SYS_DUP3, uint64(n), uint64(f.fd), uint64(f.cloexec)).Must().Discard()
 	s.t.used.set(f.fd)
 }
 
 // makeWay moves a descriptor to the next free number.
 func (s *Slots) makeWay(o *arrival) {
 	n := s.t.take()
-	s.b.Call(unix.SYS_FCNTL, remote.Imm(o.n), remote.Imm(unix.F_DUPFD_CLOEXEC), remote.Imm(0)).Expect(uint64(n))
+	s.b.CallNumbers(unix.SYS_FCNTL, uint64(o.n), unix.F_DUPFD_CLOEXEC, 0).Expect(uint64(n))
 	s.Close(o.n)
 	o.n, o.cloexec = n, unix.O_CLOEXEC
 }
@@ -278,7 +288,7 @@ func (s *Slots) parkArrival(a arrival) int {
 	n := a.n
 	if s.t.isFinal(n) {
 		n = s.t.park()
-		s.b.Call(unix.SYS_DUP3, remote.Imm(a.n), remote.Imm(n), remote.Imm(unix.O_CLOEXEC)).Must().Discard()
+		s.b.CallNumbers(unix.SYS_DUP3, uint64(a.n), uint64(n), unix.O_CLOEXEC).Must().Discard()
 		s.Close(a.n)
 	} else {
 		s.t.parked = append(s.t.parked, n)
@@ -334,7 +344,7 @@ func (s *Slots) receive() {
 		if src.pidfd < 0 {
 			src.pidfd = s.Keep(s.b.Call(unix.SYS_PIDFD_OPEN, remote.Imm(f.At.Node.ID), remote.Imm(0)))
 		}
-		s.Made(s.b.Call(unix.SYS_PIDFD_GETFD, remote.Imm(src.pidfd), remote.Imm(f.FD), remote.Imm(0)), id, unix.O_CLOEXEC)
+		s.Made(s.b.CallNumbers(unix.SYS_PIDFD_GETFD, uint64(src.pidfd), uint64(f.FD), 0), id, unix.O_CLOEXEC)
 		if src.left--; src.left == 0 {
 			s.drop(src.pidfd)
 		}

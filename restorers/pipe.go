@@ -112,9 +112,8 @@ func (e *pipeEnd) create(b *remote.Builder, s *Slots) {
 			cloexec = s.Cloexec(end.id)
 		}
 	}
-	fds := b.Zero(8)
 	e.table = s.t
-	e.numbers = s.MadePair(b.Call(unix.SYS_PIPE2, fds, remote.Imm(modes|cloexec)), ids, cloexec)
+	e.numbers = s.MadePair(b.Call(unix.SYS_PIPE2, s.twoNumbers(), remote.Imm(modes|cloexec)), ids, cloexec)
 	for i, have := range [2]int{modes &^ unix.O_DIRECT, modes} {
 		if end := e.ends[i]; end != nil {
 			end.setModes(b, e.numbers[i], have)
@@ -127,7 +126,7 @@ func (e *pipeEnd) modes() int { return int(e.flags) & (unix.O_NONBLOCK | unix.O_
 
 func (e *pipeEnd) setModes(b *remote.Builder, fd, have int) {
 	if have != e.modes() {
-		b.Call(unix.SYS_FCNTL, remote.Imm(fd), remote.Imm(unix.F_SETFL), remote.Imm(e.modes())).Must().Discard()
+		b.CallNumbers(unix.SYS_FCNTL, uint64(fd), unix.F_SETFL, uint64(e.modes())).Must().Discard()
 	}
 }
 

@@ -52,7 +52,7 @@ func (r *regFile) Emit(lv Level, b *remote.Builder, s *Slots) error {
 	op := r.emit(s.pool, openFlags(r.Entry.GetFlags())|cloexec)
 	s.Made(op, id, cloexec)
 	if pos := r.position(); pos != 0 {
-		b.Call(unix.SYS_LSEEK, remote.Imm(s.Number(id)), remote.Imm(pos), remote.Imm(unix.SEEK_SET)).Must().Discard()
+		b.CallNumbers(unix.SYS_LSEEK, uint64(s.Number(id)), uint64(pos), unix.SEEK_SET).Must().Discard()
 	}
 	return nil
 }

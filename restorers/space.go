@@ -124,7 +124,7 @@ func mremap(b *remote.Builder, from, size, to uint64) {
 // EmitUnmap drops what is inherited and not wanted.
 func (s *Space) EmitUnmap(b *remote.Builder) {
 	for _, r := range s.Change.Unmap {
-		b.Call(unix.SYS_MUNMAP, remote.Imm(r.Start), remote.Imm(r.Len())).Must()
+		b.CallNumbers(unix.SYS_MUNMAP, r.Start, r.Len()).Must().Discard()
 	}
 }
 
@@ -134,6 +134,7 @@ type Opener func(b *remote.Builder, file uint64, flags uint32) (remote.Arg, erro
 // EmitMap makes the mappings that are not inherited, but for shared anonymous memory and rings of sockets. Private ones that get pages are
 // writable for now.
 func (s *Space) EmitMap(b *remote.Builder, open Opener) error {
+	b.Grow(len(s.Change.Map))
 	for _, a := range s.Change.Map {
 		if a.SharedAnon() || a.Is(vma.StatusSocket) { // see FilePlan.EmitRings
 			continue
@@ -157,6 +158,9 @@ func fillProt(a *Area) uint32 {
 	return a.Prot
 }
 
+// noFile is the descriptor that mmap takes where there is none.
+const noFile = ^uint64(0)
+
 func mmap(b *remote.Builder, a *Area, prot uint32, open Opener) error {
 	switch {
 	case a.Is(vma.StatusSysV):
@@ -165,21 +169,20 @@ func mmap(b *remote.Builder, a *Area, prot uint32, open Opener) error {
 	case a.Is(vma.StatusShadowStack), a.Is(vma.StatusUprobes):
 		return fmt.Errorf("%s: mappings of status %#x are not built yet", a, a.Status)
 	}
-	fd := remote.Imm(-1)
 	flags := a.Flags&^(unix.MAP_LOCKED|unix.MAP_POPULATE) | unix.MAP_FIXED_NOREPLACE
 	off := a.Offset
 	if a.Is(vma.StatusAIORing) { // a place for its contents until there is a context
 		flags = flags&^unix.MAP_TYPE | unix.MAP_PRIVATE | unix.MAP_ANONYMOUS
 	}
-	if a.File() {
-		var err error
-		if fd, err = open(b, a.Object, a.OpenFlags); err != nil {
-			return fmt.Errorf("%s: %w", a, err)
-		}
-		flags &^= unix.MAP_ANONYMOUS
-	} else {
-		off = 0
+	if !a.File() {
+		b.CallNumbers(unix.SYS_MMAP, a.Start, a.Len(), uint64(prot), uint64(flags), noFile, 0).Expect(a.Start)
+		return nil
 	}
+	fd, err := open(b, a.Object, a.OpenFlags)
+	if err != nil {
+		return fmt.Errorf("%s: %w", a, err)
+	}
+	flags &^= unix.MAP_ANONYMOUS
 	b.Call(unix.SYS_MMAP, remote.Imm(a.Start), remote.Imm(a.Len()), remote.Imm(prot), remote.Imm(flags), fd, remote.Imm(off)).Expect(a.Start)
 	return nil
 }
@@ -188,7 +191,7 @@ func mmap(b *remote.Builder, a *Area, prot uint32, open Opener) error {
 // later.
 func (s *Space) EmitProtect(b *remote.Builder, drop, late []Range) {
 	for _, r := range drop {
-		b.Call(unix.SYS_MADVISE, remote.Imm(r.Start), remote.Imm(r.Len()), remote.Imm(unix.MADV_DONTNEED)).Must()
+		b.CallNumbers(unix.SYS_MADVISE, r.Start, r.Len(), unix.MADV_DONTNEED).Must().Discard()
 	}
 	for _, a := range s.Change.Map {
 		if fillProt(a) == a.Prot {
@@ -214,7 +217,7 @@ func keepAccounted(b *remote.Builder, a *Area) {
 }
 
 func mprotect(b *remote.Builder, a *Area) {
-	b.Call(unix.SYS_MPROTECT, remote.Imm(a.Start), remote.Imm(a.Len()), remote.Imm(a.Prot)).Must()
+	b.CallNumbers(unix.SYS_MPROTECT, a.Start, a.Len(), uint64(a.Prot)).Must().Discard()
 }
 
 // EmitAdvice puts on what a fork does not hand on and what would keep areas from being handed on: locks, advice, guards.
@@ -223,7 +226,7 @@ func (s *Space) EmitAdvice(b *remote.Builder) {
 	for _, a := range s.Areas {
 		for m := range 64 {
 			if a.Madvise&(1<<m) != 0 {
-				b.Call(unix.SYS_MADVISE, remote.Imm(a.Start), remote.Imm(a.Len()), remote.Imm(m)).Must()
+				b.CallNumbers(unix.SYS_MADVISE, a.Start, a.Len(), uint64(m)).Must().Discard()
 			}
 		}
 		if a.Flags&unix.MAP_LOCKED != 0 {
@@ -231,7 +234,7 @@ func (s *Space) EmitAdvice(b *remote.Builder) {
 		}
 	}
 	for _, g := range s.Guards {
-		b.Call(unix.SYS_MADVISE, remote.Imm(g.Start), remote.Imm(g.Len()), remote.Imm(madvGuardInstall)).Must()
+		b.CallNumbers(unix.SYS_MADVISE, g.Start, g.Len(), madvGuardInstall).Must().Discard()
 	}
 }
 

@@ -146,7 +146,7 @@ func (p *Program) argText(o operand) string {
 }
 
 func (p *Program) refText(o operand) string {
-	s := fmt.Sprintf("d%d:%s", o.index, p.data[o.index].text)
+	s := fmt.Sprintf("d%d:%s", o.index, p.data[o.index].text())
 	if o.value != 0 {
 		s += fmt.Sprintf("+%d", o.value)
 	}
