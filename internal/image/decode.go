@@ -8,11 +8,10 @@ import (
 	"fmt"
 	"io"
 
+	"cryo/internal/wire"
+
 	"google.golang.org/protobuf/proto"
 )
-
-// unmarshal: the messages are not recursive, so a deep one is hostile. Required fields are checked.
-var unmarshal = proto.UnmarshalOptions{RecursionLimit: 32}
 
 // Decoder reads one image, entry after entry. It holds one entry at a time.
 type Decoder struct {
@@ -186,7 +185,7 @@ func (d *Decoder) message(m proto.Message, limit uint32) error {
 	if err != nil {
 		return err
 	}
-	return unmarshal.Unmarshal(b, m)
+	return wire.Unmarshal(b, m)
 }
 
 // raw reads u32 size and that many bytes.

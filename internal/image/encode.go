@@ -9,11 +9,10 @@ import (
 	"math"
 	"sync"
 
+	"cryo/internal/wire"
+
 	"google.golang.org/protobuf/proto"
 )
-
-// marshal: fields in the order of their numbers, so that the same state gives the same bytes.
-var marshal = proto.MarshalOptions{Deterministic: true}
 
 // Encoder writes one image. It buffers: Flush must be called, as the last thing, and must succeed.
 type Encoder struct {
@@ -121,7 +120,7 @@ func (e *Encoder) complete() error {
 
 func (e *Encoder) message(m proto.Message) error {
 	var err error
-	if e.buf, err = marshal.MarshalAppend(e.buf[:0], m); err != nil {
+	if e.buf, err = wire.Append(e.buf[:0], m); err != nil {
 		return e.wrap(fmt.Errorf("entry %d: %w", e.n, err))
 	}
 	if len(e.buf) > math.MaxInt32 {

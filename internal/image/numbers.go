@@ -1,6 +1,8 @@
 package image
 
 import (
+	"cryo/internal/wire"
+
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 )
@@ -10,14 +12,14 @@ func setNumber(m proto.Message, num protowire.Number, v uint64) {
 	if v == 0 {
 		return
 	}
-	b := protowire.AppendTag(m.ProtoReflect().GetUnknown(), num, protowire.VarintType)
-	m.ProtoReflect().SetUnknown(protowire.AppendVarint(b, v))
+	b := protowire.AppendTag(wire.Unknown(m), num, protowire.VarintType)
+	wire.SetUnknown(m, protowire.AppendVarint(b, v))
 }
 
 // eachNumber goes over the fields of a message that its description does not name and that are numbers, as far as they
 // make sense.
 func eachNumber(m proto.Message, do func(num protowire.Number, v uint64)) {
-	for b := []byte(m.ProtoReflect().GetUnknown()); len(b) > 0; {
+	for b := wire.Unknown(m); len(b) > 0; {
 		num, typ, n := protowire.ConsumeTag(b)
 		if n < 0 {
 			return

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 
+	"cryo/internal/wire"
+
 	pipe_data "github.com/checkpoint-restore/go-criu/v8/crit/images/pipe-data"
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -19,14 +21,14 @@ func SetPipePackets(e *pipe_data.PipeDataEntry, lengths []int) {
 	for _, n := range lengths {
 		packed = protowire.AppendVarint(packed, uint64(n))
 	}
-	b := protowire.AppendTag(e.ProtoReflect().GetUnknown(), packetsField, protowire.BytesType)
-	e.ProtoReflect().SetUnknown(protowire.AppendBytes(b, packed))
+	b := protowire.AppendTag(wire.Unknown(e), packetsField, protowire.BytesType)
+	wire.SetUnknown(e, protowire.AppendBytes(b, packed))
 }
 
 // PipePackets are the lengths that SetPipePackets noted; nil if the bytes are a stream. Lengths that do not make up the
 // entry's bytes, or are of no packet, are an error of the image.
 func PipePackets(e *pipe_data.PipeDataEntry) ([]int, error) {
-	for b := []byte(e.ProtoReflect().GetUnknown()); len(b) > 0; {
+	for b := wire.Unknown(e); len(b) > 0; {
 		num, typ, n := protowire.ConsumeField(b)
 		if n < 0 {
 			break

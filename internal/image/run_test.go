@@ -13,7 +13,7 @@ import (
 func TestRunCodec(t *testing.T) {
 	for range 10000 {
 		run := Run{Addr: rand.Uint64() >> rand.IntN(52) << 12 >> 1 &^ 0xfff, Pages: rand.Uint64() >> (20 + rand.IntN(44)), Flags: rand.Uint32() & 7}
-		want, err := marshal.Marshal(&pagemap.PagemapEntry{
+		want, err := proto.MarshalOptions{Deterministic: true}.Marshal(&pagemap.PagemapEntry{
 			Vaddr: &run.Addr, CompatNrPages: proto.Uint32(0), NrPages: &run.Pages, Flags: &run.Flags,
 		})
 		if err != nil {

@@ -1,6 +1,8 @@
 package image
 
 import (
+	"cryo/internal/wire"
+
 	sk_packet "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-packet"
 	sk_unix "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-unix"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -37,7 +39,7 @@ func SetPacketOrigin(e *sk_packet.SkPacketEntry, o PacketOrigin) {
 	if o.Creds != nil {
 		b = appendCreds(b, originCreds, o.Creds)
 	}
-	e.ProtoReflect().SetUnknown(b)
+	wire.SetUnknown(e, b)
 }
 
 func appendCreds(b []byte, num protowire.Number, c *PacketCreds) []byte {
@@ -52,7 +54,7 @@ func appendCreds(b []byte, num protowire.Number, c *PacketCreds) []byte {
 // GetPacketOrigin reads what SetPacketOrigin noted; of a packet that criu stored it is empty.
 func GetPacketOrigin(e *sk_packet.SkPacketEntry) PacketOrigin {
 	var o PacketOrigin
-	eachField(e.ProtoReflect().GetUnknown(), func(num protowire.Number, v []byte) {
+	eachField(wire.Unknown(e), func(num protowire.Number, v []byte) {
 		switch num {
 		case originAddr:
 			o.Addr = v
@@ -90,12 +92,12 @@ const (
 
 // SetPeerCreds notes what SO_PEERCRED says of a unix socket. criu does not keep that and skips it.
 func SetPeerCreds(e *sk_unix.UnixSkEntry, c *PacketCreds) {
-	e.ProtoReflect().SetUnknown(appendCreds(e.ProtoReflect().GetUnknown(), unixPeerCreds, c))
+	wire.SetUnknown(e, appendCreds(wire.Unknown(e), unixPeerCreds, c))
 }
 
 // GetPeerCreds reads what SetPeerCreds noted; nil for a socket that criu stored.
 func GetPeerCreds(e *sk_unix.UnixSkEntry) (c *PacketCreds) {
-	eachField(e.ProtoReflect().GetUnknown(), func(num protowire.Number, v []byte) {
+	eachField(wire.Unknown(e), func(num protowire.Number, v []byte) {
 		if num == unixPeerCreds {
 			c = packetCreds(v)
 		}
@@ -106,13 +108,13 @@ func GetPeerCreds(e *sk_unix.UnixSkEntry) (c *PacketCreds) {
 // SetPlace notes where the file of a bound unix socket is if it is not where the socket was bound: it was renamed, as
 // servers do that put a new socket in the place of an old one. criu does not keep that and skips it.
 func SetPlace(e *sk_unix.UnixSkEntry, path string) {
-	b := protowire.AppendTag(e.ProtoReflect().GetUnknown(), unixPlace, protowire.BytesType)
-	e.ProtoReflect().SetUnknown(protowire.AppendString(b, path))
+	b := protowire.AppendTag(wire.Unknown(e), unixPlace, protowire.BytesType)
+	wire.SetUnknown(e, protowire.AppendString(b, path))
 }
 
 // GetPlace reads what SetPlace noted; "" for a socket whose file is where it was bound.
 func GetPlace(e *sk_unix.UnixSkEntry) (path string) {
-	eachField(e.ProtoReflect().GetUnknown(), func(num protowire.Number, v []byte) {
+	eachField(wire.Unknown(e), func(num protowire.Number, v []byte) {
 		if num == unixPlace {
 			path = string(v)
 		}

@@ -1,6 +1,8 @@
 package image
 
 import (
+	"cryo/internal/wire"
+
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -17,13 +19,13 @@ func SetTimerSlack(e *criu_core.ThreadCoreEntry, nanoseconds uint64) {
 	if nanoseconds == DefaultTimerSlack || nanoseconds == 0 {
 		return
 	}
-	b := protowire.AppendTag(e.ProtoReflect().GetUnknown(), timerSlackField, protowire.VarintType)
-	e.ProtoReflect().SetUnknown(protowire.AppendVarint(b, nanoseconds))
+	b := protowire.AppendTag(wire.Unknown(e), timerSlackField, protowire.VarintType)
+	wire.SetUnknown(e, protowire.AppendVarint(b, nanoseconds))
 }
 
 // GetTimerSlack reads what SetTimerSlack noted; the default if nothing was.
 func GetTimerSlack(e *criu_core.ThreadCoreEntry) uint64 {
-	for b := []byte(e.ProtoReflect().GetUnknown()); len(b) > 0; {
+	for b := wire.Unknown(e); len(b) > 0; {
 		num, typ, n := protowire.ConsumeField(b)
 		if n < 0 {
 			break

@@ -1,6 +1,8 @@
 package image
 
 import (
+	"cryo/internal/wire"
+
 	core_x86 "github.com/checkpoint-restore/go-criu/v8/crit/images/core-x86"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/creds"
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
@@ -23,8 +25,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Warm encodes one of each message that every dump writes. The protobuf library prepares a message when it is first
-// used, which takes a hundred times as long as encoding it: better before the tasks are stopped than after.
+// Warm prepares the messages that every dump writes: better before the tasks are stopped than after.
 func Warm() {
 	timers := &timer.TaskTimersEntry{Real: &timer.ItimerEntry{}}
 	core := &criu_core.CoreEntry{
@@ -41,13 +42,12 @@ func Warm() {
 			Sas: &criu_core.ThreadSasEntry{}, SignalsP: &siginfo.SignalQueueEntry{}, Creds: &creds.CredsEntry{}, RseqEntry: &rseq.RseqEntry{},
 		},
 	}
-	partial := proto.MarshalOptions{AllowPartial: true}
 	for _, m := range []proto.Message{
 		core, &criu_core.TaskKobjIdsEntry{}, &mm.MmEntry{Vmas: []*vma.VmaEntry{{}}}, &fs.FsEntry{}, &fdinfo.FdinfoEntry{},
 		&fdinfo.FileEntry{Reg: &regfile.RegFileEntry{Fown: &fown.FownEntry{}}, Pipe: &pipe.PipeEntry{}},
 		&pstree.PstreeEntry{}, &timens.TimensEntry{Monotonic: &timens.Timespec{}}, &pagemap.PagemapHead{}, &pagemap.PagemapEntry{},
 		&inventory.InventoryEntry{PluginsEntry: &inventory.PluginsEntry{}},
 	} {
-		partial.Marshal(m) // cannot fail: nothing is required
+		wire.Prepare(m)
 	}
 }
