@@ -3,11 +3,14 @@ package stages
 import (
 	"context"
 	"errors"
+	"os"
 	"runtime"
 
 	"cryo/collectors"
 	"cryo/internal/options"
+	"cryo/internal/stats"
 	"cryo/pipeline"
+	"cryo/sinks"
 )
 
 // Dump saves the tree of tasks below and including o.Tree as an image set, and then ends it, stops it or lets it run on,
@@ -20,15 +23,19 @@ func Dump(ctx context.Context, o *options.Options) error {
 	if err := o.Check(options.Dump); err != nil {
 		return err
 	}
-	return runDumper(ctx, o, (*dumper).graph)
+	_, err := runDumper(ctx, o, openSink, (*dumper).graph)
+	return err
 }
 
+// opener opens where a set goes to; its directory stays the caller's, and is nil where it has none.
+type opener func(*options.Options, *os.File) (sinks.Sink, error)
+
 // runDumper runs the graph that declare makes of a dumper, with a guardian, and when it has succeeded what follows.
-func runDumper(ctx context.Context, o *options.Options, declare func(*dumper) *pipeline.Graph) error {
+func runDumper(ctx context.Context, o *options.Options, open opener, declare func(*dumper) *pipeline.Graph) (*stats.Dump, error) {
 	guard := launchGuardian()
-	d, err := newDumper(o)
+	d, err := newDumper(o, open)
 	if err != nil {
-		return errors.Join(err, guard.close())
+		return nil, errors.Join(err, guard.close())
 	}
 	defer d.close()
 	d.warm()
@@ -37,12 +44,12 @@ func runDumper(ctx context.Context, o *options.Options, declare func(*dumper) *p
 	}
 	err = errors.Join(err, guard.close())
 	if errors.Is(err, errDryRun) {
-		return d.env.Obstacles.Err()
+		return nil, d.env.Obstacles.Err()
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return d.afterwards(ctx)
+	return &d.stats, d.afterwards(ctx)
 }
 
 func (d *dumper) run(ctx context.Context, g *pipeline.Graph, guard *guardianLaunch) (err error) {
@@ -105,6 +112,10 @@ func (d *dumper) graph() *pipeline.Graph {
 	if d.o.LazyPages {
 		valid = pipeline.Map(g, "lazy-pages", valid, d.serveLate,
 			pipeline.Doc("send the memory that was left in the tasks to who restores them"))
+	}
+	if d.give != nil {
+		valid = pipeline.Map(g, "hand-over", valid, d.handOver,
+			pipeline.Doc("give the tree away, or keep it"))
 	}
 	pipeline.Sink(g, "finish", valid, d.finish,
 		pipeline.Doc("kill the tree, leave it stopped, or let it run on"))

@@ -59,18 +59,20 @@ type dumper struct {
 
 	warmed     chan struct{}
 	frozen     func() // ends the measured time of the stop
-	postFailed error  // of the post-dump action
+	postFailed error  // of the post-dump action, or why the tree could not be given away
+	give       giver  // nil: it is not
+	held       func() // the guardian is told that a tree that was given away has been dealt with; nil: it was not
 }
 
 // newDumper prepares everything that needs no stopped task.
-func newDumper(o *options.Options) (*dumper, error) {
+func newDumper(o *options.Options, open opener) (*dumper, error) {
 	d := &dumper{o: o, log: slog.Default(), tracer: ptrace.NewTracer(), began: time.Now(), runID: runID()}
 	var err error
 	if d.images, err = imagesDir(o); err == nil {
 		d.track, err = openTracking(o, d.images)
 	}
 	if err == nil {
-		d.sink, err = openSink(o, d.images)
+		d.sink, err = open(o, d.images)
 	}
 	if err != nil {
 		d.track.close()

@@ -43,7 +43,7 @@ func (d *dumper) letGo(s *pipeline.Stage, tasks []*collectors.Task, emit func(*c
 	if err := d.env.Obstacles.Err(); err != nil {
 		return err
 	}
-	if d.o.Final == options.LeaveRunning && !d.o.LazyPages && d.scripts.Scripts == nil && d.scripts.Notify == nil && d.freezer.group == nil {
+	if d.o.Final == options.LeaveRunning && !d.o.LazyPages && d.give == nil && d.scripts.Scripts == nil && d.scripts.Notify == nil && d.freezer.group == nil {
 		steps := append(d.reconnecting, d.ejecting, d.thawing)
 		if d.doors != nil {
 			steps = append(steps, d.doors)
@@ -81,8 +81,14 @@ func (d *dumper) finish(_ *pipeline.Stage, v valid) error {
 		return d.undo.Commit()
 	}
 	defer d.frozen()
+	if d.held != nil {
+		defer d.held()
+	}
 	final := d.o.Final
-	if d.postFailed != nil {
+	switch {
+	case errors.Is(d.postFailed, errInDoubt):
+		final = options.LeaveStopped
+	case d.postFailed != nil:
 		final = options.LeaveRunning
 	}
 	if final == options.Kill {

@@ -6,6 +6,7 @@ import (
 
 	"cryo/collectors"
 	"cryo/internal/options"
+	"cryo/internal/stats"
 	"cryo/pipeline"
 
 	"google.golang.org/protobuf/proto"
@@ -19,9 +20,15 @@ func PreDump(ctx context.Context, o *options.Options) error {
 	if err := o.Check(options.PreDump); err != nil {
 		return err
 	}
+	_, err := preDumpTo(ctx, o, openSink)
+	return err
+}
+
+// preDumpTo is PreDump to a sink.
+func preDumpTo(ctx context.Context, o *options.Options, open opener) (*stats.Dump, error) {
 	ahead := *o
 	ahead.TrackMem, ahead.Final = true, options.LeaveRunning
-	return runDumper(ctx, &ahead, (*dumper).preDumpGraph)
+	return runDumper(ctx, &ahead, open, (*dumper).preDumpGraph)
 }
 
 // preDumpGraph declares the pre-dump.

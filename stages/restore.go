@@ -34,18 +34,21 @@ func Restore(ctx context.Context, o *options.Options) error {
 		return err
 	}
 	defer r.close()
+	if err := r.run(ctx); err != nil {
+		return err
+	}
+	return r.afterwards(ctx)
+}
+
+// run runs the graph of a restore.
+func (r *restorer) run(ctx context.Context) error {
 	// Whatever a task is doing, it ends when the restore is cancelled, and so does who waits for it.
 	defer context.AfterFunc(ctx, r.made.kill)()
 	if err := r.scripts.Run(ctx, actions.PreRestore); err != nil {
 		return err
 	}
-	stop := r.stats.Restore.Start()
-	err = runGraph(ctx, r.graph(), o)
-	stop()
-	if err != nil {
-		return err
-	}
-	return r.afterwards(ctx)
+	defer r.stats.Restore.Start()()
+	return runGraph(ctx, r.graph(), r.o)
 }
 
 // restorer holds the services the stages of one restore use. What they learn of the set and the tasks travels on the
@@ -65,6 +68,9 @@ type restorer struct {
 	stats    stats.Restore
 	root     int // pid of the restored root as the tool sees it
 	made     made
+	running  bool // the tree lives by itself
+	// confirm says when the tree, which is whole, may run, or that it must not; nil: it may.
+	confirm func(*pipeline.Stage) error
 }
 
 func newRestorer(o *options.Options) (*restorer, error) {
@@ -126,6 +132,10 @@ func (r *restorer) graph() *pipeline.Graph {
 	}
 	whole := pipeline.Map(g, "restorer-jump", threaded, r.jump,
 		pipeline.Doc("give privileges away, take the interpreter out, set registers"))
+	if r.confirm != nil {
+		whole = pipeline.Map(g, "confirm", whole, r.awaitConfirmation,
+			pipeline.Doc("wait until the source has given its tree away"))
+	}
 	pipeline.Sink(g, "resume", whole, r.resume,
 		pipeline.Doc("let the tree go on"))
 	return g
@@ -137,6 +147,10 @@ func (r *restorer) readImages(_ *pipeline.Stage, emit func(*restorers.Set) error
 		return err
 	}
 	return emit(s)
+}
+
+func (r *restorer) awaitConfirmation(s *pipeline.Stage, f *family) (*family, error) {
+	return f, r.confirm(s)
 }
 
 // afterwards is what follows when the tree runs.

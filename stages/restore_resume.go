@@ -40,6 +40,7 @@ func (r *restorer) resume(s *pipeline.Stage, f *family) error {
 	if err := s.Undo().Commit(); err != nil {
 		return err
 	}
+	r.running = true
 	if err := links.do(); err != nil {
 		return err
 	}

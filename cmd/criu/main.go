@@ -44,6 +44,8 @@ var verbs = map[options.Verb]func(context.Context, *options.Options) error{
 	options.PageServer:   pageServer,
 	options.LazyPages:    lazyPages,
 	options.Dedup:        stages.Dedup,
+	options.Migrate:      stages.Migrate,
+	options.Receive:      stages.Receive,
 	options.Restore:      restore,
 	options.CPUInfoDump:  cpuinfoDump,
 	options.CPUInfoCheck: cpuinfoCheck,

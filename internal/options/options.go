@@ -87,6 +87,8 @@ type Options struct {
 	PreDumpMode PreDumpMode
 	// LazyPages restores memory on demand.
 	LazyPages bool
+	// Rounds is how often memory is sent at most while the tree runs.
+	Rounds int
 	// WorkingSet is a file with the memory that a lazy restore brings first, recorded where it is not there.
 	WorkingSet string
 	// PageServer sends pages to a page server at Address, Port or PageServerFD.
@@ -222,6 +224,7 @@ func Default() *Options {
 		Timeout:        10,
 		Verbosity:      2,
 		GhostLimit:     1 << 20,
+		Rounds:         10,
 		GhostFiemap:    true,
 		FileValidation: ValidateBuildID,
 		ManageCgroups:  CgroupSoft,

@@ -19,10 +19,13 @@ const (
 	CPUInfoDump
 	CPUInfoCheck
 	Exec
+	Migrate
+	Receive
 
-	dumping   = Dump | PreDump
-	moving    = Dump | PreDump | Restore
-	serving   = PageServer | Service | LazyPages
+	dumping   = Dump | PreDump | Migrate
+	restoring = Restore | Receive
+	moving    = dumping | restoring
+	serving   = PageServer | Service | LazyPages | Receive
 	anyVerb   = Verb(1<<16 - 1)
 	imageVerb = moving | PageServer | LazyPages | Dedup | CPUInfoDump | CPUInfoCheck
 )
@@ -40,6 +43,8 @@ var Verbs = []verbRow{
 	{Dump, "dump", "save a process tree to an image set", Dumps},
 	{PreDump, "pre-dump", "save memory only, ahead of a dump", Incremental},
 	{Restore, "restore", "bring a process tree back from an image set", Restores},
+	{Migrate, "migrate", "move a process tree to where 'criu receive' waits (our own)", Incremental},
+	{Receive, "receive", "wait for a process tree that 'criu migrate' moves here (our own)", Restores},
 	{Check, "check", "say whether this kernel has what is needed", Checks},
 	{PageServer, "page-server", "receive memory pages of a dump elsewhere", PageServing},
 	{Service, "service", "serve requests on a UNIX socket", RPCService},
