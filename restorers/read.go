@@ -24,6 +24,9 @@ func Read(src image.Source) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := image.CheckParents(src, inv); err != nil {
+		return nil, err
+	}
 	s := &Set{Source: src, Inventory: inv, ByPID: map[int]*Task{}, Files: map[uint32]*fdinfo.FileEntry{},
 		Remaps: map[uint32]*remap_file_path.RemapFilePathEntry{}}
 	// Reading is mostly decoding: everything that can be goes on at the same time.

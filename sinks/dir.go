@@ -43,6 +43,7 @@ type Dir struct {
 	mu       sync.Mutex
 	created  []string
 	pagesID  uint32
+	parentID string
 	parent   image.Source // nil: none
 	prepared bool         // an old inventory is gone
 }
@@ -66,13 +67,6 @@ func NewDir(path string, opt DirOptions) (*Dir, error) {
 // NewDirFile is NewDir for an open directory, which the sink takes over.
 func NewDirFile(f *os.File, opt DirOptions) (*Dir, error) {
 	d := &Dir{dir: f, path: f.Name(), opt: opt, pagesID: max(opt.FirstPages, 1)}
-	if opt.Parent == "" && opt.PagesOnly {
-		if err := d.followParent(); err != nil {
-			f.Close()
-			return nil, err
-		}
-		return d, nil
-	}
 	if opt.Parent == "" {
 		return d, nil
 	}
@@ -85,16 +79,21 @@ func NewDirFile(f *os.File, opt DirOptions) (*Dir, error) {
 	return d, nil
 }
 
-// followParent takes the parent that the directory already has.
-func (d *Dir) followParent() error {
+// previous is the set this one builds on, nil for none. Where the link to it is somebody else's to set it may come late.
+func (d *Dir) previous() (image.Source, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.parent != nil || !d.opt.PagesOnly {
+		return d.parent, nil
+	}
 	dup, err := unix.FcntlInt(d.dir.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	here := image.NewDir(os.NewFile(uintptr(dup), d.path))
 	defer here.Close()
 	d.parent, err = here.Parent()
-	return err
+	return d.parent, err
 }
 
 func (d *Dir) fd() int                 { return int(d.dir.Fd()) }
@@ -161,7 +160,7 @@ func (d *Dir) prepare() error {
 		return nil
 	}
 	if !d.opt.PagesOnly {
-		if err := errors.Join(d.remove(inventoryName), d.remove(parentName)); err != nil {
+		if err := errors.Join(d.remove(inventoryName), d.remove(parentName), d.remove(image.ParentID)); err != nil {
 			return err
 		}
 	}
@@ -172,12 +171,51 @@ func (d *Dir) prepare() error {
 		if err := d.noteLocked(parentName); err != nil {
 			return err
 		}
-		if err := unix.Symlinkat(d.opt.Parent, d.fd(), parentName); err != nil {
+		err := unix.Symlinkat(d.opt.Parent, d.fd(), parentName)
+		if err == unix.EEXIST { // a dump and the page server it sends to may share a directory
+			err = d.sameLink()
+		}
+		if err != nil {
 			return &fs.PathError{Op: "symlink", Path: d.join(parentName), Err: err}
+		}
+		if err := d.noteParent(); err != nil {
+			return err
 		}
 	}
 	d.prepared = true
 	return nil
+}
+
+// NameParent has the dump_criu_run_id of the parent noted beside the link to it, so that another set in its place is
+// noticed. Call it before the first file is created.
+func (d *Dir) NameParent(id string) { d.parentID = id }
+
+// sameLink says whether the link that is there is the one that was to be made.
+func (d *Dir) sameLink() error {
+	var b [unix.PathMax]byte
+	n, err := unix.Readlinkat(d.fd(), parentName, b[:])
+	if err == nil && string(b[:n]) != d.opt.Parent {
+		err = unix.EEXIST
+	}
+	return err
+}
+
+// noteParent writes down which set the link leads to.
+func (d *Dir) noteParent() error {
+	if d.parentID == "" {
+		return nil
+	}
+	if err := d.noteLocked(image.ParentID); err != nil {
+		return err
+	}
+	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := unix.Openat(d.fd(), image.ParentID, flags, 0o600)
+	if err != nil {
+		return &fs.PathError{Op: "create", Path: d.join(image.ParentID), Err: err}
+	}
+	f := &dirFile{os.NewFile(uintptr(fd), d.join(image.ParentID)), d.opt.Sync}
+	_, err = f.WriteString(d.parentID)
+	return errors.Join(err, f.Close())
 }
 
 func (d *Dir) note(name string) error {

@@ -29,7 +29,11 @@ type dirPagemap struct {
 // Pagemap opens both files of an object.
 func (d *Dir) Pagemap(kind image.PagemapKind, id uint64) (Pagemap, error) {
 	name := kind.Kind().File(id)
-	parent, err := openParentRuns(d.parent, kind, id)
+	previous, err := d.previous()
+	if err != nil {
+		return nil, err
+	}
+	parent, err := openParentRuns(previous, kind, id)
 	if err != nil {
 		return nil, err
 	}

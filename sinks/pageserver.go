@@ -50,6 +50,9 @@ func (s *PageServer) Create(name string) (Writer, error) { return s.meta.Create(
 // Pagemap makes a page map that is sent from its first Add to its Close, alone. The server numbers pages files in
 // that order.
 func (s *PageServer) Pagemap(kind image.PagemapKind, id uint64) (Pagemap, error) {
+	if err := s.meta.prepare(); err != nil { // a server with the same directory looks for the link to the parent
+		return nil, err
+	}
 	p := &serverPagemap{s: s, object: pagexfer.Object(kind, id)}
 	p.runs = runs{name: kind.Kind().File(id), emit: p.send}
 	return p, nil
@@ -57,6 +60,9 @@ func (s *PageServer) Pagemap(kind image.PagemapKind, id uint64) (Pagemap, error)
 
 // HasParent asks the server whether its parent set has the object.
 func (s *PageServer) HasParent(kind image.PagemapKind, id uint64) (bool, error) {
+	if err := s.meta.prepare(); err != nil {
+		return false, err
+	}
 	s.turn.Lock()
 	defer s.turn.Unlock()
 	answer, err := s.ask(pagexfer.Msg{Cmd: pagexfer.Parent, Object: pagexfer.Object(kind, id)}, 4)

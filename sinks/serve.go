@@ -105,7 +105,11 @@ func (s *session) parent(m pagexfer.Msg) error {
 	if err != nil {
 		return err
 	}
-	runs, err := openParentRuns(s.dir.parent, kind, id)
+	previous, err := s.dir.previous()
+	if err != nil {
+		return err
+	}
+	runs, err := openParentRuns(previous, kind, id)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"cryo/internal/guardian"
+	"cryo/internal/image"
 	"cryo/internal/log"
 	"cryo/internal/netlock"
 	"cryo/internal/procfs"
@@ -134,7 +135,7 @@ func doRemoveSet(_ context.Context, data json.RawMessage, fds []int) error {
 
 // isImage says whether a file may be of an image set, by its name.
 func isImage(name string) bool {
-	return strings.HasSuffix(name, ".img") || strings.HasSuffix(name, ".img.tmp") || name == "parent"
+	return strings.HasSuffix(name, ".img") || strings.HasSuffix(name, ".img.tmp") || name == "parent" || name == image.ParentID
 }
 
 // guardianLaunch is a guardian that is being started.

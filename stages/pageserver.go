@@ -44,7 +44,8 @@ func ServePages(ctx context.Context, o *options.Options, l net.Listener) error {
 	if o.LazyPages {
 		return serveLate(conn, images)
 	}
-	dir, err := sinks.NewDirFile(images, sinks.DirOptions{Sync: o.Sync, PagesOnly: true, FirstPages: sinks.ServerPagesBase})
+	dir, err := sinks.NewDirFile(images, sinks.DirOptions{Sync: o.Sync, PagesOnly: true, FirstPages: sinks.ServerPagesBase,
+		Parent: o.PrevImagesDir})
 	if err != nil {
 		return err
 	}

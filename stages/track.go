@@ -126,6 +126,9 @@ func (tr *tracking) close() {
 	}
 }
 
+// parentID names the previous set by what its inventory says, empty if there is none.
+func (tr *tracking) parentID() string { return tr.before.GetDumpCriuRunId() }
+
 // used says whether there is anything to do.
 func (tr *tracking) used() bool { return tr != nil && (tr.arm || tr.trusted) }
 

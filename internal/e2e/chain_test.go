@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -38,7 +40,7 @@ func requireTracking(t testing.TB) {
 func (c *chain) next() (images string, options []string) {
 	c.sets++
 	images = filepath.Join(c.dir, strconv.Itoa(c.sets))
-	if err := os.Mkdir(images, 0o700); err != nil {
+	if err := os.Mkdir(images, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		c.target.t.Fatal(err)
 	}
 	options = []string{"--track-mem"}
@@ -259,6 +261,97 @@ func TestWrongParents(t *testing.T) {
 	}
 	target.Restore(tools.Criu, images)
 	target.Go()
+}
+
+// TestReplacedParents puts other sets in the place of one that later ones build on: a restore refuses before there is a
+// task.
+func TestReplacedParents(t *testing.T) {
+	RequireRoot(t)
+	for name, replace := range map[string]func(t *testing.T, c *chain, parent string) (want string){
+		"newer": func(t *testing.T, c *chain, parent string) string {
+			Must(t, "dump.log", tools.Criu, "pre-dump", "-t", strconv.Itoa(c.target.Pid), "-D", parent, "--prev-images-dir", "../1")
+			return "is newer than itself"
+		},
+		"older": func(t *testing.T, c *chain, parent string) string {
+			link := filepath.Join(filepath.Dir(parent), "3", "parent")
+			if err := errors.Join(os.Remove(link), os.Symlink("../1", link)); err != nil {
+				t.Fatal(err)
+			}
+			return "another has been put in its place"
+		},
+		"unfinished": func(t *testing.T, c *chain, parent string) string {
+			if err := os.Remove(filepath.Join(parent, "inventory.img")); err != nil {
+				t.Fatal(err)
+			}
+			return "has lost its inventory.img"
+		},
+		"gone": func(t *testing.T, c *chain, parent string) string {
+			if err := os.Rename(parent, parent+".away"); err != nil {
+				t.Fatal(err)
+			}
+			return "no such file or directory"
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			target := tools.StartWorkload(t, "bigmem", "8")
+			c := newChain(t, target)
+			c.PreDump()
+			second := c.PreDump()
+			images := c.Dump("--leave-running")
+			want := replace(t, c, second)
+			target.Kill()
+			r := Run(t, tools.Criu, "restore", "-d", "-D", images, "-o", "restore.log")
+			if r.Code == 0 || !strings.Contains(r.Stderr, want) {
+				t.Errorf("exit status %d: %s, without %q", r.Code, r.Stderr, want)
+			}
+			if target.Alive() {
+				t.Error("there is a task")
+			}
+		})
+	}
+}
+
+// TestChainToPageServer sends a chain to a page server, this one's and the peer's.
+func TestChainToPageServer(t *testing.T) {
+	for name, server := range map[string]string{"own": tools.Criu, "peer": tools.Peer} {
+		t.Run(name, func(t *testing.T) {
+			RequireRoot(t)
+			if server == "" {
+				t.Skip("CRIU_PEER names no criu")
+			}
+			target := tools.StartWorkload(t, "writer", "2")
+			quiet := tools.StartWorkload(t, "bigmem", "16")
+			c := newChain(t, quiet)
+			serve := func(dump func(extra ...string) string) string {
+				images, port := filepath.Join(c.dir, strconv.Itoa(c.sets+1)), freePort(t)
+				if err := os.Mkdir(images, 0o700); err != nil {
+					t.Fatal(err)
+				}
+				argv := []string{server, "page-server", "-D", images, "--address", "127.0.0.1", "--port", port, "--daemon",
+					"--pidfile", "server.pid", "-o", "server.log", "-v4"}
+				if c.sets > 0 {
+					argv = append(argv, "--prev-images-dir", fmt.Sprintf("../%d", c.sets))
+				}
+				Must(t, filepath.Join(images, "server.log"), argv...)
+				dump("--page-server", "--address", "127.0.0.1", "--port", port)
+				awaitEnd(t, target, filepath.Join(images, "server.pid"))
+				return images
+			}
+			whole := pagesOf(t, serve(c.PreDump))
+			if part := pagesOf(t, serve(c.PreDump)); part > whole/10 {
+				t.Errorf("the first set has %d bytes, the second %d", whole, part)
+			}
+			quiet.Restore(tools.Criu, serve(c.Dump))
+			quiet.Go()
+
+			c = newChain(t, target)
+			for range 3 {
+				serve(c.PreDump)
+			}
+			target.Restore(tools.Criu, serve(c.Dump))
+			target.Go()
+		})
+	}
 }
 
 // TestChainTime prints what a set with few changes costs in comparison with a whole one.
