@@ -74,15 +74,18 @@ func (s *Session) CloneThreads(ids [][]int) ([]*Thread, error) {
 
 // cloneProgram runs the program that makes the children and returns their ids as this process sees them, those of the ones
 // that were made if there is an error.
-func (s *Session) cloneProgram(name string, children []Child) ([]int, error) {
-	b := NewBuilder(name)
-	for _, c := range children {
-		c.add(b)
-	}
-	s.leader.born = nil
-	_, err := s.Run(b.Program())
-	tids := s.leader.born
-	s.leader.born = nil
+func (s *Session) cloneProgram(name string, children []Child) (tids []int, err error) {
+	err = retryTaken(func() []int { return children[len(tids)].TID }, func() error {
+		b := NewBuilder(name)
+		for _, c := range children[len(tids):] { // those that are not there yet
+			c.add(b)
+		}
+		s.leader.born = nil
+		_, err := s.Run(b.Program())
+		tids = append(tids, s.leader.born...)
+		s.leader.born = nil
+		return err
+	})
 	if err == nil && len(tids) != len(children) {
 		err = fmt.Errorf("task %d cloned %d of %d", s.leader.thread.TID, len(tids), len(children))
 	}

@@ -69,7 +69,11 @@ func Spawn(o SpawnOptions) (*Session, error) {
 	if o.NoExec {
 		spawn = spawnFork
 	}
-	pid, err := spawn(&o)
+	var pid int
+	err := retryTaken(func() []int { return o.TID }, func() (err error) {
+		pid, err = spawn(&o)
+		return err
+	})
 	if !o.NoExec && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENOSYS)) {
 		o.NoExec = true
 		pid, err = spawnFork(&o)
