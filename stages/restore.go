@@ -24,7 +24,7 @@ import (
 // the tree is whole every task of it dies with the tool, and a restore that fails leaves nothing behind.
 //
 // With o.Detach or o.ExecCmd it returns when the tree runs; without, it waits until the root has ended. It needs to be
-// allowed to choose pids (root, or CAP_CHECKPOINT_RESTORE) and Linux 5.6.
+// allowed to choose pids (root, or CAP_CHECKPOINT_RESTORE) and Linux 5.6. An *OwnIDError says that nothing has been done.
 func Restore(ctx context.Context, o *options.Options) error {
 	if err := o.Check(options.Restore); err != nil {
 		return err
@@ -42,6 +42,9 @@ func Restore(ctx context.Context, o *options.Options) error {
 
 // run runs the graph of a restore.
 func (r *restorer) run(ctx context.Context) error {
+	if err := r.ownIDs(); err != nil {
+		return err
+	}
 	// Whatever a task is doing, it ends when the restore is cancelled, and so does who waits for it.
 	defer context.AfterFunc(ctx, r.made.kill)()
 	if err := r.scripts.Run(ctx, actions.PreRestore); err != nil {

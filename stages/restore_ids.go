@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -26,6 +25,8 @@ func taken(id int, what string) error {
 		switch {
 		case who == "":
 			return nil
+		case own(id):
+			return fmt.Errorf("%s %d cannot be made: that id is one of this process itself: start it again", what, id)
 		case !dead:
 			return fmt.Errorf("%s %d cannot be made: that id is taken by %s: wait until it ends, or restore in a pid namespace", what, id, who)
 		case time.Now().After(end):
@@ -33,6 +34,12 @@ func taken(id int, what string) error {
 		}
 		time.Sleep(wait)
 	}
+}
+
+// own says whether an id is that of a thread of this process.
+func own(id int) bool {
+	_, err := os.Lstat(fmt.Sprintf("/proc/self/task/%d", id))
+	return err == nil
 }
 
 // holder names the task that has an id, empty if there is none, and says whether it is dead.
@@ -50,13 +57,9 @@ func holder(id int) (who string, dead bool) {
 
 // sparePID finds a pid nobody has: high ones are given out last.
 func sparePID(taken func(int) bool) (int, error) {
-	text, err := os.ReadFile("/proc/sys/kernel/pid_max")
+	most, err := readNumber("/proc/sys/kernel/pid_max")
 	if err != nil {
 		return 0, err
-	}
-	most, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		return 0, fmt.Errorf("pid_max: %w", err)
 	}
 	for pid := most - 1; pid > 300; pid-- {
 		if _, err := os.Lstat(fmt.Sprintf("/proc/%d", pid)); err != nil && !taken(pid) {

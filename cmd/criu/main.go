@@ -97,7 +97,7 @@ func run(args []string) int {
 
 // do prepares the process and runs the verb.
 func do(o *options.Options) error {
-	if !inBackground() {
+	if !inBackground() && !again {
 		for _, fd := range o.CloseFDs {
 			unix.Close(fd) // one that is not open is closed enough
 		}
@@ -122,7 +122,7 @@ func do(o *options.Options) error {
 	l, err := log.Open(log.Config{
 		Dir: ".", File: o.LogFile, PerTask: o.LogPid, Verbosity: int(o.Verbosity), Start: start,
 		Version:  fmt.Sprintf("%s (gitid %s)", version, orZero(gitID)),
-		Continue: inBackground(),
+		Continue: inBackground() || again,
 	})
 	if err != nil {
 		return err

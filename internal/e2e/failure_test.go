@@ -176,9 +176,11 @@ func (target *Target) settled(tree []int) (whole bool) {
 		reapOrphans()
 		there := 0
 		for _, pid := range tree {
-			if alive(pid) && statusField(pid, "TracerPid") == "0" {
+			switch {
+			case !alive(pid) || !ours(pid):
+			case statusField(pid, "TracerPid") == "0":
 				there++
-			} else if alive(pid) {
+			default:
 				return false
 			}
 		}

@@ -274,7 +274,7 @@ func (target *Target) Kill() {
 // ours guards against a pid that was taken by somebody else meanwhile: a task
 // of the target is a descendant of the test.
 func ours(pid int) bool {
-	for depth := 0; pid > 1 && depth < 4096; depth++ {
+	for depth := 0; pid > 0 && depth < 4096; depth++ {
 		if pid == os.Getpid() {
 			return true
 		}
