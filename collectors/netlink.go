@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"cryo/internal/image"
+	"cryo/internal/poll"
 	"cryo/internal/sockdiag"
 	"cryo/internal/sockopt"
 
@@ -154,11 +155,11 @@ func (s *netlinkSocket) options() (err error) {
 
 // refuse says what cannot be kept.
 func (s *netlinkSocket) refuse() error {
-	ready := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}
-	if _, err := unix.Poll(ready, 0); err != nil {
+	ready, err := poll.Now(s.fd, unix.POLLIN)
+	if err != nil {
 		return fmt.Errorf("poll a netlink socket: %w", err)
 	}
-	if ready[0].Revents&unix.POLLIN != 0 || s.known.Dumping {
+	if ready&unix.POLLIN != 0 || s.known.Dumping {
 		return s.Obstacle(fmt.Sprintf("a netlink socket of protocol %d with messages that have not been read, which only the kernel can send", s.entry.GetProtocol()),
 			"let the program read them first")
 	}

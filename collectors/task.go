@@ -2,6 +2,7 @@ package collectors
 
 import (
 	"cryo/internal/objid"
+	"cryo/internal/poll"
 	"cryo/internal/procfs"
 	"cryo/internal/remote"
 	"fmt"
@@ -111,9 +112,8 @@ func (t *Task) Pidfd() (int, error) {
 
 // ended says whether the task has ended since its pidfd was opened.
 func (t *Task) ended() bool {
-	poll := []unix.PollFd{{Fd: int32(t.pidfd), Events: unix.POLLIN}}
-	n, err := unix.Poll(poll, 0)
-	return err != nil && err != unix.EINTR || n > 0
+	ready, err := poll.Now(t.pidfd, unix.POLLIN)
+	return err != nil || ready != 0
 }
 
 // ForgetAnswers lets go of what is needed no more when the cores of the task are written. What takes the engine out

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"cryo/internal/poll"
 	"cryo/internal/sockopt"
 
 	"golang.org/x/sys/unix"
@@ -51,11 +52,11 @@ func (s *inetSocket) tcpState(env *Env) error {
 // urgent refuses a connection with urgent data that the program has not read: where in the queue they belong, and that they
 // are urgent, repair mode does not tell.
 func (s *inetSocket) urgent() error {
-	ready := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLPRI}}
-	if _, err := unix.Poll(ready, 0); err != nil {
+	ready, err := poll.Now(s.fd, unix.POLLPRI)
+	if err != nil {
 		return fmt.Errorf("poll: %w", err)
 	}
-	if ready[0].Revents&unix.POLLPRI != 0 {
+	if ready&unix.POLLPRI != 0 {
 		return s.Obstacle(fmt.Sprintf("a TCP connection of %v with %v with urgent data that have not been read, which cannot be dumped", s.local(), s.peer()),
 			"let the program read them first")
 	}
@@ -65,11 +66,11 @@ func (s *inetSocket) urgent() error {
 // closedShutdown finds out from poll(2) what of a socket without a connection is shut down: the kernel lists it nowhere.
 // The end of reading shows; that of writing alone does not.
 func (s *inetSocket) closedShutdown() error {
-	poll := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLRDHUP}}
-	if _, err := unix.Poll(poll, 0); err != nil {
+	ready, err := poll.Now(s.fd, unix.POLLRDHUP)
+	if err != nil {
 		return fmt.Errorf("poll: %w", err)
 	}
-	if poll[0].Revents&unix.POLLRDHUP != 0 {
+	if ready&unix.POLLRDHUP != 0 {
 		s.setShutdown(shutRead)
 	}
 	return nil

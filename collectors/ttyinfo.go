@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"cryo/internal/image"
+	"cryo/internal/poll"
 	"cryo/internal/pty"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/tty"
@@ -178,11 +179,11 @@ func (f *Files) queuesOf(master, slave *terminal) (err error) {
 		return err
 	}
 	defer unix.Close(fd)
-	ready := []unix.PollFd{{Fd: int32(fd)}}
-	if _, err := unix.Poll(ready, 0); err != nil {
+	ready, err := poll.Now(fd, 0)
+	if err != nil {
 		return fmt.Errorf("poll of a terminal: %w", err)
 	}
-	abandoned := ready[0].Revents&unix.POLLHUP != 0
+	abandoned := ready&unix.POLLHUP != 0
 	if slave == nil && !abandoned {
 		return nil // whoever is there to write outside, or nobody yet
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"cryo/internal/image"
+	"cryo/internal/poll"
 	"cryo/internal/sockdiag"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
@@ -167,11 +168,11 @@ func (f *Files) unixQueue(s *unixSocket, fd int, id uint32) (err error) {
 	if s.RQueue == 0 && s.Type == unix.SOCK_STREAM {
 		return nil
 	}
-	ready := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN | unix.POLLPRI}}
-	if _, err := unix.Poll(ready, 0); err != nil {
+	events, err := poll.Now(fd, unix.POLLIN|unix.POLLPRI)
+	if err != nil {
 		return fmt.Errorf("poll %s: %w", s, err)
 	}
-	switch events := ready[0].Revents; {
+	switch {
 	case events&unix.POLLPRI != 0: // Linux 5.15
 		return s.probe.Obstacle(s.String()+" with out-of-band data, which the images cannot hold", "let the program read them first")
 	case s.RQueue == 0 && (events&unix.POLLIN == 0 || events&unix.POLLERR != 0):

@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"cryo/internal/fhandle"
+	"cryo/internal/poll"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fh"
 	"github.com/moby/sys/mountinfo"
@@ -129,8 +130,7 @@ func warnQueued(p *Probe) error {
 		return err
 	}
 	defer unix.Close(fd)
-	ready := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	if n, err := unix.Poll(ready, 0); err != nil || n == 0 {
+	if ready, err := poll.Now(fd, unix.POLLIN); err != nil || ready == 0 {
 		return err
 	}
 	slog.Warn(fmt.Sprintf("Task %d, %s: events that have not been read will be lost", p.holder().Pid, p.Where()))

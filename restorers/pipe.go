@@ -8,6 +8,7 @@ import (
 	"io/fs"
 
 	"cryo/internal/image"
+	"cryo/internal/poll"
 	"cryo/internal/remote"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
@@ -236,7 +237,7 @@ func fillPipe(fd int, e *pipe_data.PipeDataEntry, from io.Reader, page []byte) e
 			return err
 		}
 		if done > 0 { // while it polls writable there is room for a page
-			if ready, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 0); err != nil || ready == 0 {
+			if ready, err := poll.Now(fd, unix.POLLOUT); err != nil || ready == 0 {
 				return fmt.Errorf("it is full with %d of %d bytes", done, size)
 			}
 		}

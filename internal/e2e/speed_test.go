@@ -34,6 +34,7 @@ var speedWorks = []speedWork{
 	{"1,000 threads", "threads", []string{"1000"}, 3, true, 0},
 	{"10,000 descriptors", "manyfds", []string{"1000", "8000"}, 3, true, 0},
 	{"9,900 pipes", "manyfds", []string{"9900", "10"}, 3, false, 0},
+	{"10,000 sockets", "manysocks", []string{"2000", "3000", "3000"}, 3, true, 0},
 	{"10,000 mappings", "manymaps", []string{"5000"}, 3, true, 0},
 	{"512 MiB, 8 forks", "cow", []string{"512", "8"}, 3, true, 0},
 }

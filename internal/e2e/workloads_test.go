@@ -44,6 +44,7 @@ var workloads = []workload{
 	{name: "files"},
 	{name: "manyfds", args: []string{"20", "300"}},
 	{name: "unix"},
+	{name: "manysocks"},
 	{name: "unixfine", peerFails: "criu's images hold no senders of messages, and its restore no names of accepted connections"},
 	{name: "unixmoved", peerFails: "criu takes a socket whose file was renamed for one without a file"},
 	{name: "inet", options: []string{"--tcp-established"}, peerFails: "criu dumps no listeners of MPTCP, and has no shutdown of reading"},
