@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"cryo/internal/dirty"
 	"cryo/internal/guardian"
 	"cryo/internal/options"
 	"cryo/internal/procfs"
@@ -20,6 +21,7 @@ import (
 
 func TestMain(m *testing.M) {
 	guardian.Main(GuardianKinds()...)
+	dirty.KeeperMain()
 	os.Exit(m.Run())
 }
 
@@ -128,6 +130,23 @@ func dumpOptions(t *testing.T, pid int) *options.Options {
 // TestDumpFailsEverywhere lets a dump fail after every single thing it has acquired and every item of every stage, one
 // after the other, and looks whether the tree goes on as if nothing had happened and no set is there.
 func TestDumpFailsEverywhere(t *testing.T) {
+	failEverywhere(t, dumpOptions, Dump)
+}
+
+// TestPreDumpFailsEverywhere does the same to a pre-dump. Mappings that are tracked do not show it in their list.
+func TestPreDumpFailsEverywhere(t *testing.T) {
+	if dirty.Kernel() == dirty.None {
+		t.Skip("this kernel cannot track memory")
+	}
+	failEverywhere(t, func(t *testing.T, pid int) *options.Options {
+		o := dumpOptions(t, pid)
+		o.Verb = options.PreDump
+		return o
+	}, PreDump)
+}
+
+// failEverywhere lets a run fail after every single thing it has acquired and every item of every stage.
+func failEverywhere(t *testing.T, opts func(*testing.T, int) *options.Options, run func(context.Context, *options.Options) error) {
 	root := startTree(t)
 	pids := tree(t, root.Pid)
 	var before []string
@@ -137,12 +156,12 @@ func TestDumpFailsEverywhere(t *testing.T) {
 	}
 	injected := errors.New("injected failure")
 	for failAt := 0; ; failAt++ {
-		o := dumpOptions(t, root.Pid)
+		o := opts(t, root.Pid)
 		n, at := 0, ""
 		testGraph = func(g *pipeline.Graph) {
 			g.FailAfter(failer(&n, failAt, &at, injected))
 		}
-		err := Dump(context.Background(), o)
+		err := run(context.Background(), o)
 		testGraph = nil
 		names, rerr := os.ReadDir(o.ImagesDir)
 		if rerr != nil {

@@ -134,6 +134,45 @@ func TestKilledDump(t *testing.T) {
 	}
 }
 
+// TestKilledPreDump kills the tool at random instants of pre-dumps, each on top of the last whole set: the tasks go on
+// unharmed, and a dump on top of the last set is right.
+func TestKilledPreDump(t *testing.T) {
+	RequireRoot(t)
+	target := tools.StartWorkload(t, "writer", "2")
+	c := newChain(t, target)
+	begin := time.Now()
+	c.PreDump()
+	whole, killed := time.Since(begin), 0
+	for range killRounds(20) {
+		images, options := c.next()
+		delay := time.Duration(rand.Int64N(int64(whole + whole/4)))
+		argv := append([]string{tools.Criu, "pre-dump", "-t", strconv.Itoa(target.Pid), "-D", images, "-o", "dump.log"}, options...)
+		if killAt(t, delay, argv...) {
+			killed++
+		}
+		target.await("end of the guardian's work", guardiansGone)
+		if _, err := os.Stat(filepath.Join(images, "inventory.img")); err != nil {
+			os.RemoveAll(images)
+			c.sets--
+		}
+	}
+	t.Logf("killed %d pre-dumps that take %v; %d have their whole set", killed, whole, c.sets-1)
+	target.Restore(tools.Criu, c.Dump())
+	target.Go()
+}
+
+// guardiansGone says whether the guardians of all tools that the test has started are done.
+func guardiansGone() bool {
+	pids, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range pids {
+		text, err := os.ReadFile(dir + "/cmdline")
+		if pid, _ := strconv.Atoi(filepath.Base(dir)); err == nil && string(text) == "criu-guardian\x00" && ours(pid) {
+			return false
+		}
+	}
+	return true
+}
+
 // TestKilledRestore kills the tool at random instants of a restore: there is
 // the whole tree or no task of it, and the next restore works.
 func TestKilledRestore(t *testing.T) {
