@@ -5,10 +5,10 @@ import "bytes"
 // Code by which a thread gets away from a system call that was set up in its registers: found in nearly every program,
 // because the C library has both, and so has the Go runtime.
 var (
-	syscallRet    = []byte{0x0f, 0x05, 0xc3} // SYSCALL; RET
-	sigreturnCode = [][]byte{
-		{0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05}, // MOVQ $15, AX; SYSCALL
-		{0xb8, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05},             // MOVL $15, AX; SYSCALL
+	ret            = []byte{0xc3}
+	sigreturnLoads = [][]byte{
+		{0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00}, // MOVQ $15, AX
+		{0xb8, 0x0f, 0x00, 0x00, 0x00},             // MOVL $15, AX
 	}
 )
 
@@ -18,13 +18,23 @@ const EscapeOverlap = 16
 // FindEscape returns the offsets in text of a system call instruction followed by a return, and of code that calls
 // rt_sigreturn; -1 for what there is not.
 func FindEscape(text []byte) (call, sigreturn int) {
-	sigreturn = -1
-	for _, code := range sigreturnCode {
-		if i := bytes.Index(text, code); i >= 0 && (sigreturn < 0 || i < sigreturn) {
-			sigreturn = i
+	call, sigreturn = -1, -1
+	for at := 0; call < 0 || sigreturn < 0; at += syscallInstrBytes {
+		next := bytes.Index(text[at:], syscallInstr)
+		if next < 0 {
+			break
+		}
+		at += next
+		if call < 0 && bytes.HasPrefix(text[at+syscallInstrBytes:], ret) {
+			call = at
+		}
+		for _, load := range sigreturnLoads {
+			if sigreturn < 0 && bytes.HasSuffix(text[:at], load) {
+				sigreturn = at - len(load)
+			}
 		}
 	}
-	return bytes.Index(text, syscallRet), sigreturn
+	return call, sigreturn
 }
 
 // EscapeWord is the size of what precedes the signal frame of SetupEscape.
