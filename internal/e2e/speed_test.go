@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,7 +11,6 @@ import (
 	"time"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit"
-	"golang.org/x/sys/unix"
 )
 
 // speedWork is one row of the benchmark's table.
@@ -54,6 +52,12 @@ func TestSpeed(t *testing.T) {
 		t.Skip("a benchmark: make bench")
 	}
 	RequireRoot(t)
+	if keepKernelCache(t) {
+		return
+	}
+	if tools.Peer != "" {
+		measure(t, speedWorks[0], tools.Peer) // finds out about the kernel, and remembers
+	}
 	w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "work\tdump\tstop\trestore\timage\tmemory\tdump ×\tstop ×\trestore ×\tdump/limit\trestore/limit\t")
 	for _, work := range speedWorks {
@@ -86,43 +90,9 @@ func TestSpeed(t *testing.T) {
 		})
 	}
 	w.Flush()
-	fmt.Println("× is how many times as fast as the peer, medians of one run; memory is the tool's peak. The limits are what the")
-	fmt.Println("machine takes for the same: write() of a buffer, read() into fresh memory, and else what the program took to get there.")
-}
-
-// memoryLimits measures how long the machine takes to write size bytes of a program's own memory to a file where images
-// go, and to read that into memory never touched.
-func memoryLimits(t *testing.T, size int64) (write, read time.Duration) {
-	f, err := os.CreateTemp(os.Getenv("CRYO_BENCH_DIR"), "limit-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.Remove(f.Name())
-	defer f.Close()
-	fresh := func() []byte {
-		buf, err := unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return buf
-	}
-	buf := fresh()
-	for i := 0; i < len(buf); i += 8 {
-		binary.NativeEndian.PutUint64(buf[i:], uint64(i)|1)
-	}
-	began := time.Now()
-	if _, err := f.Write(buf); err != nil {
-		t.Fatal(err)
-	}
-	write = time.Since(began)
-	unix.Munmap(buf)
-	buf = fresh()
-	defer unix.Munmap(buf)
-	began = time.Now()
-	if _, err := f.ReadAt(buf, 0); err != nil {
-		t.Fatal(err)
-	}
-	return write, time.Since(began)
+	fmt.Println("× is how many times as fast as the peer, medians of one run; the peer has found out about the kernel before and kept that")
+	fmt.Printf("in %s. Memory is the tool's peak, and never below the %s of this program that starts it. The limits are what\n", kernelCache, mib(peakRSS()))
+	fmt.Println("the machine takes for the same: write() of a buffer, read() into fresh memory, and else what the program took to get there.")
 }
 
 func measure(t *testing.T, work speedWork, criu string) sample {
