@@ -32,8 +32,11 @@ func dropState(core *criu_core.CoreEntry) {
 	core.ThreadInfo = &core_x86.ThreadInfoX86{ClearTidAddr: core.GetThreadInfo().ClearTidAddr}
 }
 
+// usualXState is room for the extended state of most processors.
+const usualXState = 4 << 10
+
 func (s *State) toCore(core *criu_core.CoreEntry, clearTID uint64) error {
-	fp, err := fpregsFromXState(PadXState(s.XState))
+	fp, err := fpregsFromXState(PadXState(make([]byte, 0, usualXState), s.XState))
 	if err != nil {
 		return err
 	}

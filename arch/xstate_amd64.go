@@ -83,12 +83,13 @@ func TrimXState(state []byte) []byte {
 	return bytes.Clone(state[:least+len(bytes.TrimRight(state[least:], "\x00"))])
 }
 
-// PadXState is a state TrimXState has made, in its full length.
-func PadXState(state []byte) []byte {
+// PadXState is a state TrimXState has made, in its full length. It lies in room if that has XStateMax bytes.
+func PadXState(room, state []byte) []byte {
 	if len(state) < xsaveLegacy+xsaveHeader || len(state) >= XStateMax() { // without XSAVE there is nothing to trim
 		return state
 	}
-	return append(make([]byte, 0, XStateMax()), state...)[:XStateMax()]
+	room = append(room[:0], state...)
+	return append(room, make([]byte, XStateMax()-len(room))...)
 }
 
 // Marks of the extended state in a signal frame.

@@ -23,4 +23,4 @@ func XFeatures() uint64 { return 0 }
 func TrimXState(state []byte) []byte { return bytes.Clone(state) }
 
 // PadXState is a state TrimXState has made, in its full length.
-func PadXState(state []byte) []byte { return state }
+func PadXState(_, state []byte) []byte { return state }

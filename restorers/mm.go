@@ -93,8 +93,10 @@ func PlanLayout(t *Task) (*Layout, error) {
 	file := image.MM.File(uint64(t.PID))
 	l := &Layout{}
 	var end uint64
+	room := make([]Area, len(t.MM.Vmas))
 	for i, e := range t.MM.Vmas {
-		a := areaOf(e)
+		a := &room[i]
+		*a = areaOf(e)
 		if err := checkArea(a); err != nil {
 			return nil, image.Errorf(file, 0, "vmas[%d]: %w", i, err)
 		}
@@ -121,8 +123,8 @@ func PlanLayout(t *Task) (*Layout, error) {
 	return l, nil
 }
 
-func areaOf(e *vmapb.VmaEntry) *Area {
-	return &Area{Start: e.GetStart(), End: e.GetEnd(), Offset: e.GetPgoff(), Prot: e.GetProt(), Flags: e.GetFlags(),
+func areaOf(e *vmapb.VmaEntry) Area {
+	return Area{Start: e.GetStart(), End: e.GetEnd(), Offset: e.GetPgoff(), Prot: e.GetProt(), Flags: e.GetFlags(),
 		Status: e.GetStatus(), Object: e.GetShmid(), OpenFlags: e.GetFdflags(), Madvise: e.GetMadv()}
 }
 

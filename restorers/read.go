@@ -7,6 +7,7 @@ import (
 	"math"
 	"runtime"
 
+	"cryo/arch"
 	"cryo/internal/image"
 
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
@@ -209,10 +210,27 @@ func (s *Set) readTask(t *Task) error {
 		if merr != nil {
 			return merr
 		}
+		if err := t.digest(); err != nil {
+			return err
+		}
 	default:
 		return image.Errorf(image.Core.File(uint64(t.PID)), 0, "task_state %d is not known", st)
 	}
 	return s.readLive(t)
+}
+
+// digest puts what is large in the images of a live task into the form it is used in: a set may have thousands of them.
+func (t *Task) digest() (err error) {
+	if t.Layout, err = PlanLayout(t); err != nil {
+		return err
+	}
+	t.MM.Vmas = nil
+	return EachThread(t, func(th *Thread) (err error) {
+		if th.State, err = arch.TakeCore(th.Core); err != nil {
+			return fmt.Errorf("image %s: thread %d: %w", image.Core.File(uint64(th.TID)), th.TID, err)
+		}
+		return nil
+	})
 }
 
 func (s *Set) readMM(t *Task) (err error) {

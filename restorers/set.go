@@ -45,7 +45,8 @@ type Task struct {
 	MM      *mm.MmEntry
 	FS      *fs.FsEntry
 	FDs     []*fdinfo.FdinfoEntry
-	fdinfo  uint64 // id of the image FDs come from
+	Layout  *Layout // the mappings of MM; nil for a zombie
+	fdinfo  uint64  // id of the image FDs come from
 
 	Parent   *Task
 	Children []*Task
@@ -55,7 +56,7 @@ type Task struct {
 type Thread struct {
 	TID  int
 	Core *criu_core.CoreEntry
-	// State is what the thread has in the processor, taken out of Core when the restore is planned.
+	// State is what the thread has in the processor, taken out of Core; nil for a zombie.
 	State *arch.State
 }
 

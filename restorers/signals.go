@@ -22,21 +22,20 @@ const (
 )
 
 // actionSignals are the signals that can have an action, in the order of the image.
-func actionSignals() []unix.Signal {
-	var list []unix.Signal
+var actionSignals = func() (list []unix.Signal) {
 	for sig := unix.Signal(1); sig <= numSignals; sig++ {
 		if sig != unix.SIGKILL && sig != unix.SIGSTOP {
 			list = append(list, sig)
 		}
 	}
 	return list
-}
+}()
 
 func checkSignalActions(e *StateEmit) error {
 	if !e.Leader() {
 		return nil
 	}
-	if n, want := len(e.Task.GetTc().GetSigactions()), len(actionSignals()); n != 0 && n != want {
+	if n, want := len(e.Task.GetTc().GetSigactions()), len(actionSignals); n != 0 && n != want {
 		return fmt.Errorf("%d signal actions where there are %d signals", n, want)
 	}
 	for _, sa := range e.Task.GetTc().GetSigactions() {
@@ -51,7 +50,7 @@ func checkSignalActions(e *StateEmit) error {
 // forker had was reset on the way.
 func emitSignalActions(e *StateEmit) {
 	actions := e.Task.GetTc().GetSigactions()
-	for i, sig := range actionSignals() {
+	for i, sig := range actionSignals {
 		if i >= len(actions) {
 			return
 		}

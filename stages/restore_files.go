@@ -106,18 +106,13 @@ func (r *restorer) foregroundGroups(f *family) error {
 
 // fileLevel runs one level in all tasks that have something to do there.
 func (r *restorer) fileLevel(f *family, lv restorers.Level) error {
-	programs := map[*member]*remote.Program{}
-	var busy []*member
-	for _, t := range f.files.Tables {
-		b := remote.NewBuilder("files: " + lv.String())
-		if err := f.files.EmitLevel(lv, t, b); err != nil {
-			return err
-		}
-		if b.Len() > 0 {
-			m := f.byNode[t.Node]
-			programs[m] = b.Program()
-			busy = append(busy, m)
-		}
+	tables := map[*member]*restorers.Table{}
+	members := make([]*member, len(f.files.Tables))
+	for i, t := range f.files.Tables {
+		members[i] = f.byNode[t.Node]
+		tables[members[i]] = t
 	}
-	return r.runPrograms(busy, func(m *member) (*remote.Program, error) { return programs[m], nil })
+	return r.runAll(members, "files: "+lv.String(), func(m *member, b *remote.Builder) error {
+		return f.files.EmitLevel(lv, tables[m], b)
+	})
 }

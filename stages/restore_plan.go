@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"runtime"
 
-	"cryo/arch"
 	"cryo/internal/image"
 	"cryo/internal/remote"
 	"cryo/pipeline"
@@ -87,60 +86,43 @@ func (r *restorer) plan(_ *pipeline.Stage, in *groupedSet) (*restorePlan, error)
 	return p, p.room()
 }
 
-// tasks checks all tasks and lays out their memory.
+// tasks checks all tasks and takes over the layout of their memory.
 func (p *restorePlan) tasks() error {
-	layouts := make([]*restorers.Layout, len(p.set.Tasks))
 	var g errgroup.Group
 	g.SetLimit(runtime.GOMAXPROCS(0))
-	for i, t := range p.set.Tasks {
+	for _, t := range p.set.Tasks {
 		if !t.Dead() {
-			g.Go(func() (err error) {
-				layouts[i], err = p.task(t)
-				return err
-			})
+			g.Go(func() error { return p.task(t) })
 		}
 	}
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	for i, t := range p.set.Tasks {
+	for _, t := range p.set.Tasks {
 		if t.Dead() {
 			continue
 		}
-		p.layouts[p.tree.ByPID[t.PID]] = layouts[i]
-		if err := p.paths.CheckNamed(t, layouts[i]); err != nil {
+		p.layouts[p.tree.ByPID[t.PID]] = t.Layout
+		if err := p.paths.CheckNamed(t, t.Layout); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// task checks the state of one task and lays out its memory.
-func (p *restorePlan) task(t *restorers.Task) (*restorers.Layout, error) {
+// task checks the state of one task and finds out where its memory has pages.
+func (p *restorePlan) task(t *restorers.Task) error {
 	if err := checkNamespaces(t, p.set.Inventory.GetRootIds()); err != nil {
-		return nil, err
+		return err
 	}
-	err := restorers.EachThread(t, func(th *restorers.Thread) (err error) {
-		if err := restorers.CheckState(p.stateOf(t, th, nil)); err != nil {
-			return err
-		}
-		if th.State, err = arch.TakeCore(th.Core); err != nil {
-			return fmt.Errorf("thread %d: %w", th.TID, err)
-		}
-		return nil
-	})
+	err := restorers.EachThread(t, func(th *restorers.Thread) error { return restorers.CheckState(p.stateOf(t, th, nil)) })
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := restorers.CheckMM(t.PID, t.MM); err != nil {
-		return nil, err
+		return err
 	}
-	l, err := restorers.PlanLayout(t)
-	if err != nil {
-		return nil, err
-	}
-	t.MM.Vmas = nil // the layout says it all; a set of a thousand tasks has many
-	return l, l.MarkPages(p.set.Source, t.PID)
+	return t.Layout.MarkPages(p.set.Source, t.PID)
 }
 
 // stateOf is what the emitters of state need to know of a thread.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"cryo/internal/wire"
 
@@ -26,7 +27,7 @@ type Decoder struct {
 
 // NewDecoder starts reading an image of type t from r and checks its magic numbers. file is for errors.
 func NewDecoder(r io.Reader, file string, t *Type) (*Decoder, error) {
-	d := &Decoder{file: file, typ: t, r: bufio.NewReaderSize(r, bufferFor(r))}
+	d := &Decoder{file: file, typ: t, r: newReader(r)}
 	for _, want := range t.leading() {
 		got, err := d.u32()
 		if err != nil {
@@ -39,13 +40,29 @@ func NewDecoder(r io.Reader, file string, t *Type) (*Decoder, error) {
 	return d, nil
 }
 
-// bufferFor is how much to read at a time: no more than a file has.
-func bufferFor(r io.Reader) int {
-	const most = 32 << 10
-	if f, ok := r.(interface{ Size() int64 }); ok && f.Size() < most {
-		return int(max(f.Size()+1, 512))
+// Most images of a task are small, and a set of a thousand tasks has thousands of them.
+const smallImage, largeImage = 8 << 10, 32 << 10
+
+// smallReaders are the readers of small images that have been read.
+var smallReaders = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, smallImage) }}
+
+// newReader reads from r as much at a time as an image has.
+func newReader(r io.Reader) *bufio.Reader {
+	if f, ok := r.(interface{ Size() int64 }); ok && f.Size() < smallImage {
+		b := smallReaders.Get().(*bufio.Reader)
+		b.Reset(r)
+		return b
 	}
-	return most
+	return bufio.NewReaderSize(r, largeImage)
+}
+
+// release gives the reader of a small image back. The decoder must not be used any more.
+func (d *Decoder) release() {
+	if d.r.Size() == smallImage {
+		d.r.Reset(nil)
+		smallReaders.Put(d.r)
+	}
+	d.r = nil
 }
 
 // DetectDecoder starts reading an image of whatever type its magic number says. Images of format v1.0, which

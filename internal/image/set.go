@@ -131,6 +131,7 @@ func Entries[M proto.Message](src Source, k Kind[M], id uint64) iter.Seq2[M, err
 			return
 		}
 		defer f.Close()
+		defer d.release()
 		for {
 			m, err := d.Next()
 			if err == io.EOF {

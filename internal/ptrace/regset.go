@@ -69,7 +69,9 @@ func GetXState(tid int) ([]byte, error) {
 
 // SetXState writes the extended processor state of a stopped tracee.
 func SetXState(tid int, state []byte) error {
-	return SetRegSet(tid, arch.XStateRegSet, arch.PadXState(state))
+	buf := xstates.Get().(*[]byte)
+	defer xstates.Put(buf)
+	return SetRegSet(tid, arch.XStateRegSet, arch.PadXState(*buf, state))
 }
 
 // GetState reads everything a stopped tracee has in the processor.

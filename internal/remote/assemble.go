@@ -190,10 +190,10 @@ func (c *chunk) resolve(a operand, p *Program, res *Results) (value uint64, mode
 	case modeLabel:
 		return uint64(c.opOffset(p.labels[a.index])), 0
 	case modeResult:
-		if a.index < c.first {
+		if int(a.index) < c.first {
 			return uint64(res.values[a.index]), 0
 		}
-		return uint64(c.opOffset(a.index) + arch.OpResult), arch.ModeBase | arch.ModeLoad
+		return uint64(c.opOffset(int(a.index)) + arch.OpResult), arch.ModeBase | arch.ModeLoad
 	}
 	return a.value, 0
 }

@@ -64,7 +64,10 @@ func (d *datum) text() string {
 }
 
 // NewBuilder starts a program. The name is for logs and errors: what the program does, as "collect signals".
-func NewBuilder(name string) *Builder { return &Builder{name: name} }
+func NewBuilder(name string) *Builder { return &Builder{name: name, ops: make([]op, 0, usualOps)} }
+
+// usualOps is how many operations most programs have room with.
+const usualOps = 16
 
 // Zero is n bytes of zeroes the task may write to; Results.Bytes tells what it wrote.
 func (b *Builder) Zero(n int) Ref {
@@ -149,7 +152,7 @@ func (b *Builder) add(kind uint8, args ...Arg) Op {
 	n := op{kind: kind, nargs: uint8(len(args))}
 	for i, a := range args {
 		n.args[i] = a.operand()
-		if n.args[i].mode == modeResult && n.args[i].index >= len(b.ops) {
+		if n.args[i].mode == modeResult && int(n.args[i].index) >= len(b.ops) {
 			panic(fmt.Sprintf("program %q: operation %d uses the result of operation %d", b.name, len(b.ops), n.args[i].index))
 		}
 	}
@@ -162,7 +165,7 @@ func (b *Builder) add(kind uint8, args ...Arg) Op {
 func (b *Builder) Clone(r Ref, size int, child Label) Op {
 	o := b.Call(sysClone3, r, Imm(size))
 	n := &b.ops[o.index]
-	n.args[5] = operand{mode: modeLabel, index: child.index}
+	n.args[5] = operand{mode: modeLabel, index: int32(child.index)}
 	return o.flag(arch.FlagChild)
 }
 
@@ -177,12 +180,12 @@ func (b *Builder) Label(l Label) { b.labels[l.index] = len(b.ops) }
 
 // Jump goes on at l.
 func (b *Builder) Jump(l Label) {
-	b.add(arch.KindJump, Imm(0), Imm(0), operand{mode: modeLabel, index: l.index}, Imm(arch.CondAlways))
+	b.add(arch.KindJump, Imm(0), Imm(0), operand{mode: modeLabel, index: int32(l.index)}, Imm(arch.CondAlways))
 }
 
 // JumpIf goes on at l if x and y compare so.
 func (b *Builder) JumpIf(x Arg, c Cond, y Arg, l Label) {
-	b.add(arch.KindJump, x, y, operand{mode: modeLabel, index: l.index}, Imm(c))
+	b.add(arch.KindJump, x, y, operand{mode: modeLabel, index: int32(l.index)}, Imm(c))
 }
 
 // Add is x + y, Sub x - y.

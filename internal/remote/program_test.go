@@ -113,7 +113,7 @@ func checkChunks(t *testing.T, p *Program, chunks []*chunk, limit int) {
 						t.Fatalf("limit %d: op %d points to %d", limit, i, v)
 					}
 				case modeResult:
-					if a.index < c.first && int(v) != a.index {
+					if int(a.index) < c.first && int32(v) != a.index {
 						t.Fatalf("limit %d: op %d gets %d for result %d", limit, i, v, a.index)
 					}
 				}

@@ -18,9 +18,9 @@ const (
 
 // operand is the form all arguments have inside a program.
 type operand struct {
-	mode  mode
-	index int    // datum, operation or label
 	value uint64 // number, address, or offset in the datum
+	index int32  // datum, operation or label
+	mode  mode
 }
 
 func (o operand) operand() operand { return o }
@@ -39,13 +39,13 @@ type Ref struct {
 	off   uint64
 }
 
-func (r Ref) operand() operand { return operand{modeRef, r.datum, r.off} }
+func (r Ref) operand() operand { return operand{mode: modeRef, index: int32(r.datum), value: r.off} }
 
 // At is the memory off bytes further on in the same piece.
 func (r Ref) At(off int) Ref { return Ref{r.datum, r.off + uint64(off)} }
 
 // Mem is the 64-bit value that stands in program memory when the operation runs.
-func Mem(r Ref) Arg { return operand{modeMem, r.datum, r.off} }
+func Mem(r Ref) Arg { return operand{mode: modeMem, index: int32(r.datum), value: r.off} }
 
 // Deref is the 64-bit value that stands at an address of the task when the operation runs.
 func Deref(addr uint64) Arg { return operand{mode: modeDeref, value: addr} }
@@ -57,7 +57,7 @@ type Op struct {
 	index int
 }
 
-func (o Op) operand() operand { return operand{mode: modeResult, index: o.index} }
+func (o Op) operand() operand { return operand{mode: modeResult, index: int32(o.index)} }
 
 // Index is the operation's number in the program's text.
 func (o Op) Index() int { return o.index }
