@@ -101,8 +101,8 @@ func (s *sysvSegment) mapped() uint64 {
 	return (s.GetSize() + page - 1) &^ (page - 1)
 }
 
-// Prepare makes the segments that are not there. undo is called before one is made, with how to remove it.
-func (v *SysVs) Prepare(ctx context.Context, undo func(name string, remove func() error) error) error {
+// Prepare makes the segments that are not there. undo is called before one is made, with its id and how to remove it.
+func (v *SysVs) Prepare(ctx context.Context, undo func(id int, remove func() error) error) error {
 	for id, s := range v.segments {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -114,7 +114,7 @@ func (v *SysVs) Prepare(ctx context.Context, undo func(name string, remove func(
 	return nil
 }
 
-func (s *sysvSegment) prepare(src image.Source, id int, undo func(string, func() error) error) error {
+func (s *sysvSegment) prepare(src image.Source, id int, undo func(int, func() error) error) error {
 	var d unix.SysvShmDesc
 	_, err := unix.SysvShmCtl(id, unix.IPC_STAT, &d)
 	if err == nil {
@@ -126,7 +126,7 @@ func (s *sysvSegment) prepare(src image.Source, id int, undo func(string, func()
 	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EIDRM) {
 		return err
 	}
-	if err := undo(fmt.Sprintf("remove SysV segment %d", id), func() error { return s.remove(id) }); err != nil {
+	if err := undo(id, func() error { return s.remove(id) }); err != nil {
 		return err
 	}
 	if err := os.WriteFile("/proc/sys/kernel/shm_next_id", strconv.AppendInt(nil, int64(id), 10), 0); err != nil {
@@ -154,7 +154,19 @@ func (s *sysvSegment) remove(id int) error {
 	if !s.made {
 		return nil
 	}
-	_, err := unix.SysvShmCtl(id, unix.IPC_RMID, nil)
+	return RemoveSysV(id, os.Getpid())
+}
+
+// RemoveSysV removes a segment that a process has made. One that has gone, or is another's, is no error.
+func RemoveSysV(id, creator int) error {
+	var d unix.SysvShmDesc
+	_, err := unix.SysvShmCtl(id, unix.IPC_STAT, &d)
+	if err == nil && int(d.Cpid) == creator {
+		_, err = unix.SysvShmCtl(id, unix.IPC_RMID, nil)
+	}
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EIDRM) {
+		return nil
+	}
 	return err
 }
 

@@ -30,6 +30,7 @@ func GuardianKinds() []guardian.Kind {
 		{Name: tcprepair.Sockets{}.UndoKind(), Do: tcprepair.DoLeave},
 		{Name: tcprepair.Silenced{}.UndoKind(), Do: tcprepair.DoEnter},
 		{Name: removeGroup{}.UndoKind(), Do: doRemoveGroup},
+		{Name: removeSegment{}.UndoKind(), Do: doRemoveSegment},
 		{Name: lateTask{}.UndoKind(), Do: doEndLate},
 	}
 }

@@ -57,11 +57,7 @@ func (r *restorer) forkTree(s *pipeline.Stage, p *restorePlan) (*family, error) 
 	if err := p.memfds.Prepare(s.Context()); err != nil {
 		return nil, err
 	}
-	err := p.sysv.Prepare(s.Context(), func(name string, remove func() error) error {
-		_, err := s.Undo().Push(name, 0, func(context.Context) error { return remove() })
-		return err
-	})
-	if err != nil {
+	if err := p.sysv.Prepare(s.Context(), r.trackSegment(s)); err != nil {
 		return nil, err
 	}
 	root, err := r.spawn(s, p)

@@ -32,6 +32,8 @@ func killRounds(fallback int) int {
 func killAt(t *testing.T, delay time.Duration, argv ...string) (killed bool) {
 	t.Helper()
 	cmd := exec.Command(argv[0], argv[1:]...)
+	var stderr bytes.Buffer
+	cmd.Stderr, cmd.WaitDelay = &stderr, time.Second // a guardian may hold it open for longer
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +44,7 @@ func killAt(t *testing.T, delay time.Duration, argv ...string) (killed bool) {
 		return false
 	}
 	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && !status.Signaled() {
-		t.Fatalf("%s: %v", strings.Join(argv, " "), err)
+		t.Fatalf("%s: %v, stderr %s", strings.Join(argv, " "), err, stderr.String())
 	}
 	return !cmd.ProcessState.Exited()
 }
@@ -180,31 +182,74 @@ func TestKilledRestore(t *testing.T) {
 	for _, w := range []struct {
 		name string
 		args []string
-	}{{"threads", []string{"6"}}, {"files", nil}, {"ring", []string{"12"}}, {"unix", nil}} {
+	}{{"threads", []string{"6"}}, {"files", nil}, {"ring", []string{"12"}}, {"unix", nil}, {"sysv", nil}} {
 		t.Run(w.name, func(t *testing.T) {
 			target, images := tools.StartWorkload(t, w.name, w.args...), t.TempDir()
+			segments := segmentsOf(target.Pid)
 			target.Dump(tools.Criu, images)
 			tree := target.tree
+			removeSegments(segments)
 			whole := target.Restore(tools.Criu, images).Wall
 			target.Kill()
 			target.Gone()
+			removeSegments(segments)
 			killed, restored := 0, 0
 			for range killRounds(12) {
 				delay := time.Duration(rand.Int64N(int64(whole + whole/4)))
-				if killAt(t, delay, tools.Criu, "restore", "-d", "-D", images, "-o", "restore.log") {
+				if killAt(t, delay, tools.Criu, "restore", "-d", "-D", images, "-o", "restore.log", "-v4") {
 					killed++
 				}
 				if target.settled(tree) {
 					restored++
+				} else if !eventually(func() bool { return !anySegment(segments) }) {
+					log, _ := os.ReadFile(filepath.Join(images, "restore.log"))
+					t.Fatalf("SysV segments %v are still there; log: %s", segments, log)
 				}
 				target.tree = tree
 				target.Kill()
 				target.Gone()
+				removeSegments(segments)
 			}
 			t.Logf("killed %d restores that take %v; %d were whole", killed, whole, restored)
 			target.Restore(tools.Criu, images)
 			target.Go()
 		})
+	}
+}
+
+// eventually waits until something is done.
+func eventually(done func() bool) bool {
+	for deadline := time.Now().Add(patience); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+	return true
+}
+
+// segmentsOf lists the SysV segments a process has made.
+func segmentsOf(pid int) (ids []int) {
+	list, _ := os.ReadFile("/proc/sysvipc/shm")
+	for line := range strings.Lines(string(list)) {
+		if fields := strings.Fields(line); len(fields) > 4 && fields[4] == strconv.Itoa(pid) {
+			if id, err := strconv.Atoi(fields[1]); err == nil {
+				ids = append(ids, id)
+			}
+		}
+	}
+	return ids
+}
+
+func anySegment(ids []int) bool {
+	return slices.ContainsFunc(ids, func(id int) bool {
+		_, err := unix.SysvShmCtl(id, unix.IPC_STAT, new(unix.SysvShmDesc))
+		return err == nil
+	})
+}
+
+func removeSegments(ids []int) {
+	for _, id := range ids {
+		unix.SysvShmCtl(id, unix.IPC_RMID, nil)
 	}
 }
 
