@@ -37,7 +37,25 @@ func imagesDir(o *options.Options) (*os.File, error) {
 
 // openSink opens where the set of a dump goes to. dir is the directory of it, nil for none, and stays the caller's.
 func openSink(o *options.Options, dir *os.File) (sinks.Sink, error) {
+	to, err := openPlainSink(o, dir)
+	if err != nil || o.Compress == "" {
+		return to, err
+	}
+	packed, err := sinks.Compress(to, codecs[o.Compress], int(min(o.CompressRegion, image.MaxBlock+1)))
+	if err != nil {
+		to.Close()
+		return nil, fmt.Errorf("--compress-region: %w", err)
+	}
+	return packed, nil
+}
+
+var codecs = map[options.Format]image.Codec{"lz4": image.LZ4, "zstd": image.Zstd}
+
+// openPlainSink opens where bytes go as they are.
+func openPlainSink(o *options.Options, dir *os.File) (sinks.Sink, error) {
 	switch {
+	case o.Compress != "" && o.PageServer:
+		return nil, errors.New("--compress: pages for a page server go there as they are; crit compress makes them smaller where they are stored")
 	case dir == nil:
 		return pipeOut(o)
 	case o.Stream && o.PageServer:

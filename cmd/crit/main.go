@@ -14,6 +14,7 @@ import (
 
 	"cryo/internal/crit"
 	"cryo/internal/image"
+	"cryo/sinks"
 
 	"github.com/spf13/pflag"
 )
@@ -21,13 +22,15 @@ import (
 // version is that of the crit whose behaviour this has.
 const version = "4.2"
 
-const usage = `usage: crit [-h] [--version] {decode,encode,info,x,show} ...
+const usage = `usage: crit [-h] [--version] {decode,encode,info,x,show,compress,decompress} ...
 
   decode [--pretty] [-i IN] [-o OUT]   convert image from binary type to json
   encode [-i IN] [-o OUT]              convert image from json type to binary
   info IN                              show info about image
   x DIR {ps,fds,mems,rss}              explore image dir
   show [--nopl] IN                     convert image from binary to human-readable json
+  compress [--codec C] [--region N] DIR   compress the pages of an image set where they are
+  decompress DIR                          store them plainly again
 
 IN and OUT are standard input and output unless given. Options of a command:
 `
@@ -57,6 +60,8 @@ func usageError(format string, args ...any) error {
 type params struct {
 	in, out      string
 	pretty, nopl bool
+	codec        string
+	region       int
 	args         []string
 	stdin        io.Reader
 	stdout       io.Writer
@@ -73,6 +78,9 @@ var verbs = map[string]struct {
 	"info":   {1, nil, info},
 	"show":   {1, []string{"nopl"}, show},
 	"x":      {2, nil, explore},
+
+	"compress":   {1, []string{"codec", "region"}, compress},
+	"decompress": {1, nil, decompress},
 }
 
 func run(args []string, stdin io.Reader, stdout io.Writer) error {
@@ -84,6 +92,8 @@ func run(args []string, stdin io.Reader, stdout io.Writer) error {
 	set.StringVarP(&p.out, "out", "o", "", "what to write (stdout by default)")
 	set.BoolVar(&p.pretty, "pretty", false, "multiline with indents and some numerical fields in field-specific format")
 	set.BoolVar(&p.nopl, "nopl", false, "do not show entry payload (if exists)")
+	set.StringVar(&p.codec, "codec", "lz4", "how to compress: lz4, which criu after 4.2 reads, or zstd")
+	set.IntVar(&p.region, "region", sinks.DefaultBlock, "how many bytes to compress together")
 	showVersion := set.Bool("version", false, "show the version")
 	if err := set.Parse(args); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
@@ -158,6 +168,17 @@ func info(p *params) error {
 	defer in.Close()
 	return crit.Info(p.stdout, dec)
 }
+
+func compress(p *params) error {
+	for _, codec := range []image.Codec{image.LZ4, image.Zstd} {
+		if codec.String() == p.codec {
+			return sinks.Recode(p.args[0], codec, p.region)
+		}
+	}
+	return usageError("invalid choice: %q (choose from lz4, zstd)", p.codec)
+}
+
+func decompress(p *params) error { return sinks.Recode(p.args[0], image.Plain, 0) }
 
 func explore(p *params) error {
 	view, ok := crit.Explorers[p.args[1]]

@@ -44,9 +44,7 @@ func TestLazy(t *testing.T) {
 				target.Dump(tools.Criu, images)
 				way.serve(t, images)
 				target.Restore(tools.Criu, images, "--lazy-pages")
-				if strings.HasSuffix(t.Name(), "/mapkinds") { // it compares what smaps tells, "um" too
-					target.await("all pages", func() bool { return !served(t, target.Pid) })
-				}
+				target.settled(t)
 				target.Go()
 			})
 		})
@@ -103,6 +101,14 @@ func TestLazyServerKilled(t *testing.T) {
 		t.Skip("all pages were in before the server was killed")
 	}
 	target.await("the end of the task", func() bool { return !target.Alive() || zombie(target.Pid) })
+}
+
+// settled waits for all pages of a workload that compares what smaps tells, "um" too.
+func (target *Target) settled(t *testing.T) {
+	t.Helper()
+	if strings.HasSuffix(t.Name(), "/mapkinds") {
+		target.await("all pages", func() bool { return !served(t, target.Pid) })
+	}
 }
 
 // served says whether faults of a task are answered by a server.

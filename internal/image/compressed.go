@@ -8,7 +8,6 @@ import (
 	"runtime"
 	"sync"
 
-	"github.com/pierrec/lz4/v4"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -25,6 +24,8 @@ const (
 	blocksTotal  protowire.Number = 2 // u64: bytes of all
 	blocksPages  protowire.Number = 3 // u32: pages a block
 	blocksPadded protowire.Number = 4 // bool: every block starts on a page boundary
+	// blocksCodec is our own: how blocks are compressed that are not LZ4. Sets that have it are asked for by name.
+	blocksCodec protowire.Number = 100 // u32: Codec
 
 	// peAligned is a flag of an entry: its bytes start on a page boundary of the pages file.
 	peAligned = 1 << 3
@@ -41,13 +42,14 @@ type storage struct {
 	total   uint64
 	pages   uint64 // a block
 	padded  bool
+	codec   Codec
 }
 
 func (st *storage) plain() bool { return !st.aligned && !st.blocks }
 
 // parse decodes the message blocks.
 func (st *storage) parse(b []byte) error {
-	st.blocks = true
+	st.blocks, st.codec = true, LZ4
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
 		if n < 0 {
@@ -86,6 +88,11 @@ func (st *storage) parse(b []byte) error {
 			st.pages = v
 		case blocksPadded:
 			st.padded = v != 0
+		case blocksCodec:
+			if v != uint64(Zstd) {
+				return fmt.Errorf("its blocks are compressed in way %d, which this version does not know", v)
+			}
+			st.codec = Zstd
 		default:
 			return fmt.Errorf("blocks has a field %d that no known release of criu writes", num)
 		}
@@ -139,9 +146,28 @@ func Expand(src Source) (Source, error) {
 		return nil, err
 	}
 	if inv.GetImgVersion() != FormatV1_2 {
-		return src, nil
+		if packed, err := packedBelow(src); !packed || err != nil {
+			return src, err
+		}
 	}
 	return &expanded{Source: src, maps: map[uint32]pagemapName{}}, nil
+}
+
+// packedBelow says whether a set that a plain one builds on is compressed.
+func packedBelow(src Source) (bool, error) {
+	up, err := src.Parent()
+	if err != nil || up == nil {
+		return false, err
+	}
+	defer up.Close()
+	inv, err := ReadInventory(up)
+	if errors.Is(err, ErrNoInventory) {
+		return false, nil // one of a page server
+	}
+	if err != nil || inv.GetImgVersion() == FormatV1_2 {
+		return err == nil, err
+	}
+	return packedBelow(up)
 }
 
 type pagemapName struct {
@@ -269,7 +295,7 @@ func (e *expander) run(r Run, st *storage) error {
 	}
 	for first := 0; first < len(st.sizes); {
 		// The sizes are valid until the next run is read, which does not wait for the goroutines.
-		job := blockJob{from: e.from, to: e.to}
+		job := blockJob{codec: st.codec, from: e.from, to: e.to}
 		for out := uint64(0); first < len(st.sizes) && out < batch; first++ {
 			n := st.blockBytes(r, first)
 			job.blocks = append(job.blocks, block{st.sizes[first], uint32(n), uint32(st.stored(st.sizes[first]))})
@@ -284,6 +310,7 @@ func (e *expander) run(r Run, st *storage) error {
 type block struct{ size, bytes, stored uint32 }
 
 type blockJob struct {
+	codec    Codec
 	from, to int64
 	blocks   []block
 }
@@ -303,8 +330,8 @@ func (j *blockJob) do(in, out *os.File) error {
 		data := packed
 		if b.size != b.bytes {
 			plain = grown(plain, int(b.bytes))
-			if n, err := lz4.UncompressBlock(packed, plain); err != nil || n != len(plain) {
-				return fmt.Errorf("%s: the block at %d does not expand to %d bytes: %w", in.Name(), from, b.bytes, errors.Join(err, ErrFormat))
+			if err := j.codec.expand(plain, packed); err != nil {
+				return fmt.Errorf("%s: the block at %d: %w", in.Name(), from, err)
 			}
 			data = plain
 		}
@@ -320,4 +347,31 @@ func grown(b []byte, n int) []byte {
 		return make([]byte, n)
 	}
 	return b[:n]
+}
+
+// Blocks is how the bytes of a run are stored in compressed form: in blocks of Pages pages, of which the last may be shorter.
+type Blocks struct {
+	Codec Codec
+	Pages uint64
+	Sizes []uint32 // bytes of each as stored; 0: all zeros
+}
+
+// MaxBlock is how many bytes a block has at most before it is compressed.
+const MaxBlock = maxBlock
+
+// appendPackedRun encodes a run whose bytes are stored in blocks.
+func appendPackedRun(b []byte, r Run, blocks Blocks) []byte {
+	var sizes, m []byte
+	total := uint64(0)
+	for _, size := range blocks.Sizes {
+		sizes = protowire.AppendVarint(sizes, uint64(size))
+		total += uint64(size)
+	}
+	m = protowire.AppendBytes(protowire.AppendTag(m, blocksSizes, protowire.BytesType), sizes)
+	m = protowire.AppendVarint(protowire.AppendTag(m, blocksTotal, protowire.VarintType), total)
+	m = protowire.AppendVarint(protowire.AppendTag(m, blocksPages, protowire.VarintType), blocks.Pages)
+	if blocks.Codec != LZ4 {
+		m = protowire.AppendVarint(protowire.AppendTag(m, blocksCodec, protowire.VarintType), uint64(blocks.Codec))
+	}
+	return protowire.AppendBytes(protowire.AppendTag(appendRun(b, r), runBlocks, protowire.BytesType), m)
 }

@@ -59,6 +59,16 @@ func (e *Encoder) Entry(m proto.Message) error {
 // Run writes a run of a page map as its next entry.
 func (e *Encoder) Run(r Run) error {
 	e.buf = appendRun(e.buf[:0], r)
+	return e.run()
+}
+
+// PackedRun is Run for one whose bytes are stored in blocks.
+func (e *Encoder) PackedRun(r Run, blocks Blocks) error {
+	e.buf = appendPackedRun(e.buf[:0], r, blocks)
+	return e.run()
+}
+
+func (e *Encoder) run() error {
 	e.n++
 	e.u32(uint32(len(e.buf)))
 	_, err := e.w.Write(e.buf)

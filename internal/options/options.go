@@ -115,6 +115,12 @@ type Options struct {
 	FileLocks bool
 	// EvasiveDevices opens a device by another path when its own cannot be reached.
 	EvasiveDevices bool
+	// Compress is how pages are compressed: "lz4", "zstd" or not at all.
+	Compress Format
+	// CompressRegion is how many bytes of pages are compressed together.
+	CompressRegion Size
+	// CompressAcceleration trades size for speed; 1 is as usual.
+	CompressAcceleration int
 	// GhostLimit is the largest deleted file in bytes whose content is put in the set.
 	GhostLimit Size
 	// GhostFiemap finds the holes of deleted files with FIEMAP.
@@ -225,10 +231,13 @@ func Default() *Options {
 		Verbosity:      2,
 		GhostLimit:     1 << 20,
 		Rounds:         10,
-		GhostFiemap:    true,
-		FileValidation: ValidateBuildID,
-		ManageCgroups:  CgroupSoft,
-		CPUCap:         CPUCapDefault,
+		CompressRegion: 256 << 10,
+
+		CompressAcceleration: 1,
+		GhostFiemap:          true,
+		FileValidation:       ValidateBuildID,
+		ManageCgroups:        CgroupSoft,
+		CPUCap:               CPUCapDefault,
 	}
 }
 

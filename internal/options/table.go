@@ -150,6 +150,14 @@ var Table = []Option{
 		func(o *Options) any { return &o.PrevImagesDir }),
 	flag(secImages, "stream", moving|CPUInfoDump, "", Streamer, "move the images through criu-image-streamer",
 		func(o *Options) *bool { return &o.Stream }),
+	text(secImages, "compress", "lz4|zstd", dumping, "", Compression, "compress pages: by lz4 (default; criu after 4.2 reads it) or zstd",
+		func(o *Options) any { return formatFlag{&o.Compress, []string{"lz4", "zstd"}} }).short('c').maybe().own().
+		watching(func(o *Options) any { return o.Compress }),
+	text(secImages, "compress-region", "SIZE", dumping, "", Compression, "compress so many bytes together (default 256K, at most 4M)",
+		func(o *Options) any { return &o.CompressRegion }).own(),
+	text(secImages, "compress-acceleration", "N", dumping, "", Acceleration, "compress faster and worse (1: as usual)",
+		func(o *Options) any { return bounded{&o.CompressAcceleration, 1, 1 << 16, "acceleration"} }).own().
+		watching(func(o *Options) any { return o.CompressAcceleration }),
 	flag(secImages, "sync", dumping|PageServer|Receive, "", Syncing, "put the set on stable storage before it counts as valid",
 		func(o *Options) *bool { return &o.Sync }).own(),
 

@@ -1,0 +1,254 @@
+package sinks
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"cryo/internal/image"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/inventory"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/pagemap"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+)
+
+// Compressed is a set whose pages are compressed on their way to another sink, on all processors. Its metadata is as it
+// was. The format is that of criu's development branch; with image.Zstd an extension of it (see package image).
+type Compressed struct {
+	Sink
+	codec   image.Codec
+	block   uint64 // pages
+	pagesID atomic.Uint32
+	busy    chan struct{} // one for each block that is being compressed, or has yet to be written
+}
+
+// DefaultBlock is how many bytes are compressed together: enough to find what repeats, and few enough to be read alone.
+const DefaultBlock = 256 << 10
+
+// Compress makes a sink that compresses pages in blocks of so many bytes, a multiple of the page size and at most
+// image.MaxBlock, on their way to another sink.
+func Compress(to Sink, codec image.Codec, block int) (*Compressed, error) {
+	if block < image.PageSize || block > image.MaxBlock || block%image.PageSize != 0 {
+		return nil, fmt.Errorf("blocks of %d bytes: give a multiple of %d up to %d", block, image.PageSize, image.MaxBlock)
+	}
+	return &Compressed{Sink: to, codec: codec, block: uint64(block / image.PageSize), busy: make(chan struct{}, 4*runtime.GOMAXPROCS(0))}, nil
+}
+
+// Commit says in the inventory that pages are compressed.
+func (c *Compressed) Commit(inv *inventory.InventoryEntry) error {
+	inv.ImgVersion = proto.Uint32(image.FormatV1_2)
+	return c.Sink.Commit(inv)
+}
+
+// directory is what a sink that is a directory knows more than others.
+type directory interface {
+	parentOf(kind image.PagemapKind, id uint64) (*parentRuns, error)
+}
+
+func (d *Dir) parentOf(kind image.PagemapKind, id uint64) (*parentRuns, error) {
+	return openParentRuns(d.parent, kind, id)
+}
+
+// Pagemap opens both files of an object.
+func (c *Compressed) Pagemap(kind image.PagemapKind, id uint64) (Pagemap, error) {
+	p := &packedPagemap{c: c, blocks: make(chan *packedBlock, cap(c.busy))}
+	if s, ok := c.Sink.(directory); ok {
+		var err error
+		if p.parent, err = s.parentOf(kind, id); err != nil {
+			return nil, err
+		}
+	}
+	name := kind.Kind().File(id)
+	maps, err := c.Create(name)
+	if err != nil {
+		return nil, err
+	}
+	pagesID := c.pagesID.Add(1)
+	pages, err := c.Create(image.PagesFile(pagesID))
+	if err != nil {
+		return nil, errors.Join(err, maps.Close())
+	}
+	p.maps, p.pages = maps, pages
+	p.enc = image.NewEncoder(maps, name, kind.Kind().Type)
+	p.runs = runs{name: name, emit: p.endRun}
+	if err := p.enc.Entry(&pagemap.PagemapHead{PagesId: &pagesID}); err != nil {
+		return nil, errors.Join(err, maps.Close(), pages.Close())
+	}
+	p.group.Go(p.write)
+	return p, nil
+}
+
+// packedPagemap is one object on its way. Whoever fills it makes blocks, which are compressed side by side and written in
+// order by a goroutine of its own.
+type packedPagemap struct {
+	runs
+	c           *Compressed
+	enc         *image.Encoder
+	maps, pages Writer
+	parent      *parentRuns
+	block       *packedBlock // being filled; nil: none
+	blocks      chan *packedBlock
+	group       errgroup.Group
+	failed      atomic.Bool
+	written     int64
+}
+
+// packedBlock is a block of a run's pages, and with the last one the run.
+type packedBlock struct {
+	plain  []byte
+	packed []byte // nil: it is stored plainly
+	zero   bool
+	done   chan struct{}
+	end    *image.Run
+}
+
+func (p *packedPagemap) Add(vaddr, pages uint64, flags uint32) error {
+	// A page map's reader holds the sizes of one run's blocks.
+	if p.last.Pages >= maxPackedRun {
+		if err := p.flush(); err != nil {
+			return err
+		}
+	}
+	return p.add(vaddr, pages, flags)
+}
+
+// maxPackedRun bounds the pages of one entry, though not of one that comes in one piece.
+const maxPackedRun = 1 << 18
+
+func (p *packedPagemap) HasParent() (bool, error) { return p.parent != nil, nil }
+
+// Direct: there is no file where pages could be written as they are.
+func (p *packedPagemap) Direct() (*os.File, int64, bool) { return nil, 0, false }
+
+func (p *packedPagemap) Reserve(int64) int64 { return 0 }
+
+func (p *packedPagemap) Advance(int64) {}
+
+func (p *packedPagemap) Write(b []byte) (int, error) {
+	size := int(p.c.block) * image.PageSize
+	for rest := b; len(rest) > 0; {
+		if p.block == nil {
+			if err := p.begin(size); err != nil {
+				return 0, err
+			}
+		}
+		n := min(size-len(p.block.plain), len(rest))
+		p.block.plain, rest = append(p.block.plain, rest[:n]...), rest[n:]
+		if len(p.block.plain) == size {
+			p.dispatch(nil)
+		}
+	}
+	p.written += int64(len(b))
+	return len(b), nil
+}
+
+// begin starts a block when there is room for another.
+func (p *packedPagemap) begin(size int) error {
+	p.c.busy <- struct{}{}
+	if p.failed.Load() {
+		<-p.c.busy
+		return errors.New("pages could not be written")
+	}
+	p.block = packedBlocks.Get().(*packedBlock)
+	p.block.plain = slices.Grow(p.block.plain[:0], size)
+	p.block.packed, p.block.zero, p.block.done = p.block.packed[:0], false, make(chan struct{})
+	return nil
+}
+
+// packedBlocks keeps the memory of blocks.
+var packedBlocks = sync.Pool{New: func() any { return new(packedBlock) }}
+
+// dispatch compresses the block that was filled, beside others, and hands it to the writer.
+func (p *packedPagemap) dispatch(end *image.Run) {
+	b := p.block
+	p.block = nil
+	b.end = end
+	p.blocks <- b
+	go func() {
+		defer close(b.done)
+		if b.zero = allZero(b.plain); !b.zero {
+			b.packed = p.c.codec.Shrink(b.packed, b.plain)
+		}
+	}()
+}
+
+func allZero(b []byte) bool { return b[0] == 0 && bytes.Equal(b[:len(b)-1], b[1:]) }
+
+// endRun is told of a run whose bytes have all come.
+func (p *packedPagemap) endRun(run image.Run) error {
+	if p.block != nil {
+		p.dispatch(&run)
+		return nil
+	}
+	p.blocks <- &packedBlock{end: &run}
+	return nil
+}
+
+// write writes blocks and entries in their order. After an error it goes on taking them, so that nobody waits for ever.
+func (p *packedPagemap) write() error {
+	var failed error
+	var sizes []uint32
+	for b := range p.blocks {
+		if b.done != nil {
+			<-b.done
+			if failed == nil {
+				data := b.data()
+				sizes = append(sizes, uint32(len(data)))
+				_, failed = p.pages.Write(data)
+			}
+			<-p.c.busy
+		}
+		if b.end != nil && failed == nil {
+			failed = p.store(*b.end, sizes)
+			sizes = sizes[:0]
+		}
+		p.failed.Store(failed != nil)
+		if b.done != nil {
+			packedBlocks.Put(b)
+		}
+	}
+	return failed
+}
+
+// data is what is stored of a block.
+func (b *packedBlock) data() []byte {
+	switch {
+	case b.zero:
+		return nil
+	case b.packed != nil:
+		return b.packed
+	}
+	return b.plain
+}
+
+// store writes the entry of a run. What is left to the parent has to be there.
+func (p *packedPagemap) store(run image.Run, sizes []uint32) error {
+	if run.Flags&image.PEParent != 0 {
+		if err := p.parent.covers(run); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+	}
+	if run.Flags&image.PEPresent == 0 {
+		return p.enc.Run(run)
+	}
+	return p.enc.PackedRun(run, image.Blocks{Codec: p.c.codec, Pages: p.c.block, Sizes: sizes})
+}
+
+func (p *packedPagemap) Close() error {
+	err := p.finish(p.written)
+	close(p.blocks)
+	err = errors.Join(err, p.group.Wait())
+	if p.block != nil { // more bytes than runs
+		<-p.c.busy
+	}
+	if p.parent != nil {
+		p.parent.Close()
+	}
+	return errors.Join(err, p.enc.Flush(), p.maps.Close(), p.pages.Close())
+}
