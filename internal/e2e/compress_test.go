@@ -18,7 +18,7 @@ func TestCompress(t *testing.T) {
 				target.Dump(tools.Criu, images, way.dump)
 				target.Restore(tools.Criu, images, way.restore)
 				if way.restore == "--lazy-pages" {
-					target.settled(t)
+					target.allPages(t)
 				}
 				target.Go()
 			})

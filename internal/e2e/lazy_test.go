@@ -44,7 +44,7 @@ func TestLazy(t *testing.T) {
 				target.Dump(tools.Criu, images)
 				way.serve(t, images)
 				target.Restore(tools.Criu, images, "--lazy-pages")
-				target.settled(t)
+				target.allPages(t)
 				target.Go()
 			})
 		})
@@ -103,8 +103,8 @@ func TestLazyServerKilled(t *testing.T) {
 	target.await("the end of the task", func() bool { return !target.Alive() || zombie(target.Pid) })
 }
 
-// settled waits for all pages of a workload that compares what smaps tells, "um" too.
-func (target *Target) settled(t *testing.T) {
+// allPages waits for all pages of a workload that compares what smaps tells, "um" too.
+func (target *Target) allPages(t *testing.T) {
 	t.Helper()
 	if strings.HasSuffix(t.Name(), "/mapkinds") {
 		target.await("all pages", func() bool { return !served(t, target.Pid) })
