@@ -32,6 +32,8 @@ type Env struct {
 	Prober *Prober
 	// Namespaces knows the namespaces of the tree. For one goroutine, in task order.
 	Namespaces *Namespaces
+	// NetNS is the network namespace of the tree, known when its first task has been identified.
+	NetNS *NetNS
 	// Shared knows the memory that several tasks may share. For one goroutine, in task order.
 	Shared *SharedMemory
 	// Sockets are the IP sockets the kernel lists. For one goroutine, in task order.

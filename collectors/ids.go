@@ -110,6 +110,12 @@ func (n *Namespaces) Identify(env *Env, t *Task) error {
 			continue
 		}
 		*ns.field(t.Kobj) = proto.Uint32(n.number(ns.name, ino))
+		if ns.name == "net" {
+			if err := env.NetNS.belong(env, t, ino, n.number(ns.name, ino)); err != nil {
+				return err
+			}
+			continue
+		}
 		if ino != n.own[ns.name] && ns.name != "cgroup" { // see Cgroups
 			env.Obstacles.Add(Obstacle{Pid: t.Pid, What: "is in a " + ns.name + " namespace of its own, which cannot be dumped yet"})
 		}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 
 	"cryo/internal/image"
 	"cryo/internal/sockdiag"
@@ -54,7 +53,7 @@ func (Inet) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
 	}
 	defer unix.Close(fd)
 	s := &inetSocket{Probe: p, fd: fd}
-	ns, _, err := p.netNS(f.env, fd, "an IP socket")
+	ns, number, err := p.netNS(f.env, fd, "an IP socket")
 	if err != nil {
 		return nil, err
 	}
@@ -66,6 +65,9 @@ func (Inet) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
 		Id: proto.Uint32(id), Ino: proto.Uint32(uint32(p.Stat.Ino)), Family: proto.Uint32(uint32(p.Domain)),
 		Type: proto.Uint32(uint32(s.kind)), Proto: proto.Uint32(uint32(s.proto)), Backlog: proto.Uint32(0),
 		Flags: proto.Uint32(p.Flags), Fown: p.Owner, IpOpts: &sk_inet.IpOptsEntry{}, TcpOpts: &tcp_stream.TcpOptsEntry{},
+	}
+	if number != 0 {
+		s.entry.NsId = proto.Uint32(number)
 	}
 	if err := s.addresses(); err != nil {
 		return nil, err
@@ -156,12 +158,9 @@ func (s *inetSocket) device(local []byte) error {
 	if scope == 0 {
 		return nil
 	}
-	device, err := net.InterfaceByIndex(int(scope))
-	if err != nil {
-		return fmt.Errorf("device of a link-local address: %w", err)
-	}
-	s.entry.Ifname = proto.String(device.Name)
-	return nil
+	device, err := deviceName(s.fd, scope)
+	s.entry.Ifname = proto.String(device)
+	return err
 }
 
 // addressWords is a struct sockaddr_in or sockaddr_in6 as images have it: the bytes of the address in words, and the port.
@@ -188,7 +187,7 @@ func (s *inetSocket) state(env *Env) error {
 	if s.tcp() {
 		return s.tcpState(env)
 	}
-	known, err := env.Sockets.find(s)
+	known, err := env.Sockets.find(env, s)
 	if err != nil {
 		return err
 	}
@@ -297,7 +296,7 @@ type InetSockets struct {
 }
 
 // find is what the kernel's tables say of a socket, nothing of one that is neither bound nor connected.
-func (k *InetSockets) find(s *inetSocket) (sockdiag.Inet, error) {
+func (k *InetSockets) find(env *Env, s *inetSocket) (sockdiag.Inet, error) {
 	if k.known == nil {
 		k.known = map[[2]int]map[uint32]sockdiag.Inet{}
 	}
@@ -307,7 +306,7 @@ func (k *InetSockets) find(s *inetSocket) (sockdiag.Inet, error) {
 	}
 	key := [2]int{s.Domain, protocol}
 	if k.known[key] == nil {
-		all, err := sockdiag.DumpInet(uint8(s.Domain), uint8(protocol))
+		all, err := sockdiag.DumpInet(env.NetNS.fd(), uint8(s.Domain), uint8(protocol))
 		if err != nil {
 			return sockdiag.Inet{}, err
 		}

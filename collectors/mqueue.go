@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
@@ -70,7 +71,7 @@ func (f *Files) mqueuePath(p *Probe, name string) (string, error) {
 // notified refuses a queue that is to tell a task of the tree when a message comes (mq_notify): with what value it does the
 // kernel does not show.
 func (f *Files) notified(p *Probe, name string) error {
-	text, err := os.ReadFile(p.Task.Proc.Path(p.Entry))
+	text, err := os.ReadFile(p.Task.Proc.Path("fd/" + strconv.Itoa(p.FD)))
 	if err != nil {
 		return fmt.Errorf("state of a POSIX message queue: %w", err)
 	}

@@ -169,7 +169,7 @@ func (s *netlinkSocket) refuse() error {
 	for _, list := range []struct{ file, what string }{
 		{"nfnetlink_queue", "gets packets from queue"}, {"nfnetlink_log", "gets the log of group"},
 	} {
-		number, err := boundTo("/proc/thread-self/net/netfilter/"+list.file, s.entry.GetPortid())
+		number, err := boundTo(fmt.Sprintf("/proc/%d/net/netfilter/%s", s.holder().Pid, list.file), s.entry.GetPortid())
 		if err != nil {
 			return err
 		}

@@ -44,7 +44,7 @@ func (s *inetSocket) tcpState(env *Env) error {
 	if err := s.urgent(); err != nil {
 		return err
 	}
-	known, err := env.Sockets.find(s)
+	known, err := env.Sockets.find(env, s)
 	s.setShutdown(known.Shutdown)
 	return err
 }

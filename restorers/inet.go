@@ -64,7 +64,7 @@ func (Inet) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
 	if err := s.check(); err != nil {
 		return nil, image.Errorf(image.Files.File(0), -1, "id %d, IP socket: %w", e.GetId(), err)
 	}
-	if err := p.inOwnNetNS(s.GetNsId()); err != nil {
+	if err := p.Set.inNetNS(s.GetNsId()); err != nil {
 		return nil, err
 	}
 	if s.connection() {

@@ -59,7 +59,7 @@ func (Netlink) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
 	if err != nil {
 		return nil, image.Errorf(image.Files.File(0), -1, "id %d, netlink socket: %w", e.GetId(), err)
 	}
-	if err := p.inOwnNetNS(s.GetNsId()); err != nil {
+	if err := p.Set.inNetNS(s.GetNsId()); err != nil {
 		return nil, err
 	}
 	all, err := Shared(p, netlinkKey{}, func() (*netlinkSockets, error) {
@@ -72,14 +72,6 @@ func (Netlink) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
 	}
 	all.list = append(all.list, s)
 	return s, nil
-}
-
-// inOwnNetNS refuses a socket of another network namespace than that of the tree's root, by its number in the images.
-func (p *FilePlanner) inOwnNetNS(number uint32) error {
-	if own := p.Set.Inventory.GetRootIds(); number != 0 && own != nil && number != own.GetNetNsId() {
-		return fmt.Errorf("a socket of network namespace %d, which is not that of the tool: namespaces are not built yet", number)
-	}
-	return nil
 }
 
 func (s *netlinkSocket) Needs() []uint32 { return nil }

@@ -50,7 +50,7 @@ func (Packet) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
 	if err := s.check(); err != nil {
 		return nil, image.Errorf(image.Files.File(0), -1, "id %d, packet socket: %w", e.GetId(), err)
 	}
-	if err := p.inOwnNetNS(s.GetNsId()); err != nil {
+	if err := p.Set.inNetNS(s.GetNsId()); err != nil {
 		return nil, err
 	}
 	all, err := Shared(p, packetKey{}, func() (*packetSockets, error) {

@@ -2,13 +2,16 @@ package stages
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"strconv"
 	"strings"
 	"time"
 
 	"cryo/internal/netlock"
+	"cryo/internal/nsenter"
 	"cryo/internal/options"
 	"cryo/internal/procfs"
 	"cryo/internal/sockdiag"
@@ -27,6 +30,19 @@ func (d *dumper) closeDoors(ctx context.Context) error {
 	if !d.o.TCPEstablished || d.o.SkipInFlight || d.o.DryRun || d.o.Verb == options.PreDump || d.o.NetworkLock == options.LockSkip {
 		return nil
 	}
+	ns, err := nsenter.OtherNet(d.o.Tree)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // there is no such task, which the freeze will say
+	}
+	if err != nil {
+		return err
+	}
+	d.entrance = netlock.Where{Table: netlock.Doors(d.runID), Net: ns}
+	return nsenter.Net(ns, func() error { return d.keepOut(ctx) })
+}
+
+// keepOut is closeDoors in the network namespace of the tree.
+func (d *dumper) keepOut(ctx context.Context) error {
 	all, err := sockdiag.Listeners()
 	if err != nil || len(all) == 0 {
 		return err
@@ -44,15 +60,14 @@ func (d *dumper) closeDoors(ctx context.Context) error {
 	if len(own) == 0 {
 		return nil
 	}
-	table := netlock.Doors(d.runID)
-	if d.doors, err = d.undo.Push("let new connections in", 0, func(context.Context) error { return netlock.Unlock(table) }, netlock.Record{Table: table}); err != nil {
+	if d.doors, err = d.undo.Push("let new connections in", 0, func(context.Context) error { return netlock.Unlock(d.entrance) }, netlock.Record(d.entrance)); err != nil {
 		return err
 	}
 	addresses := make([]netip.AddrPort, 0, len(own))
 	for _, a := range own {
 		addresses = append(addresses, a)
 	}
-	if err := netlock.KeepOut(table, addresses); err != nil {
+	if err := netlock.KeepOut(d.entrance, addresses); err != nil {
 		d.log.Debug(fmt.Sprintf("New connections are not held back: %v", err))
 		return nil // connections that are there cannot be locked either, and that is no matter if there are none
 	}
@@ -64,7 +79,7 @@ func (d *dumper) openDoors() error {
 	if d.doors == nil {
 		return nil
 	}
-	return netlock.Unlock(netlock.Doors(d.runID))
+	return netlock.Unlock(d.entrance)
 }
 
 // drain waits until no connection waits at the listeners any more.

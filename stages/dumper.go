@@ -10,6 +10,7 @@ import (
 	"cryo/internal/actions"
 	"cryo/internal/guardian"
 	"cryo/internal/image"
+	"cryo/internal/netlock"
 	"cryo/internal/objid"
 	"cryo/internal/options"
 	"cryo/internal/ptrace"
@@ -56,6 +57,7 @@ type dumper struct {
 	reconnecting []*pipeline.UndoStep // give it its connections back
 	gone         bool                 // all have been done
 	doors        *pipeline.UndoStep   // lets new connections in; nil: they are not held back
+	entrance     netlock.Where        // that lock
 
 	warmed     chan struct{}
 	frozen     func() // ends the measured time of the stop
@@ -95,6 +97,7 @@ func newDumper(o *options.Options, open opener) (*dumper, error) {
 	}
 	d.env.Files = collectors.NewFiles(d.env, collectorKinds())
 	d.env.Sockets, d.env.Connections = &collectors.InetSockets{}, &collectors.Connections{}
+	d.env.NetNS = &collectors.NetNS{}
 	d.env.Shared = collectors.NewSharedMemory()
 	d.memory = &memory{env: d.env, sink: d.sink, track: d.track, ahead: o.Verb == options.PreDump, stats: &collectors.MemoryStats{}, self: collectors.NewSelfWriting(d.tracer.Do)}
 	d.tracees = collectors.NewTracees(d.env)
@@ -114,6 +117,8 @@ func newDumper(o *options.Options, open opener) (*dumper, error) {
 func (d *dumper) close() {
 	d.env.Files.Close()
 	d.env.Connections.Close()
+	d.env.NetNS.Close()
+	d.entrance.Net.Close()
 	if d.env.Prober != nil {
 		d.env.Prober.Close()
 	}

@@ -137,7 +137,7 @@ func (d *dumper) endTree(tasks []*collectors.Task) error {
 		records = append(records, r)
 	}
 	if d.doors != nil {
-		records = append(records, netlock.Record{Table: netlock.Doors(d.runID)})
+		records = append(records, netlock.Record(d.entrance))
 	}
 	forget, err := d.pointOfNoReturn(records)
 	defer forget()

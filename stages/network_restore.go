@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 
+	"cryo/internal/actions"
+	"cryo/internal/netfilter"
 	"cryo/internal/netlock"
+	"cryo/internal/nsenter"
 	"cryo/internal/options"
 	"cryo/internal/tcprepair"
 	"cryo/pipeline"
@@ -14,20 +17,30 @@ import (
 // reconnection is what is left to do for the TCP connections of the set when the tree is let go: unlock the network, and
 // take the sockets out of repair mode.
 type reconnection struct {
-	table    string         // of the lock
+	where    netlock.Where  // the lock
+	unlocked func() error   // tells who wants to know that a namespace is open again
 	iptables []netlock.Conn // what is locked by the iptables command
 	sockets  tcprepair.Sockets
 }
 
 // reconnection fetches the sockets.
 func (r *restorer) reconnection(f *family) (*reconnection, error) {
-	if len(f.files.Connections()) == 0 {
+	if len(f.files.Connections()) == 0 && r.net == nil {
 		return nil, nil
 	}
 	sockets, err := f.files.ConnectionSockets(func(t *restorers.Table) int { return f.byNode[t.Node].PID() })
-	c := &reconnection{table: netlock.Table(f.set.Inventory.GetDumpCriuRunId(), f.tree.Root.ID), sockets: sockets}
+	c := &reconnection{where: r.lockOf(f.restorePlan), sockets: sockets, unlocked: func() error { return nil }}
+	if r.net != nil {
+		c.unlocked = func() error { return r.scripts.Run(context.Background(), actions.NetworkUnlock) }
+	}
 	if m := f.set.Inventory.NetworkLockMethod; m == nil || *m == uint32(options.LockIptables) {
 		c.iptables = f.files.Connections()
+		if r.net != nil {
+			c.iptables, c.unlocked = nil, func() error {
+				err := nsenter.Net(r.net, netfilter.UnlockIptables)
+				return errors.Join(err, r.scripts.Run(context.Background(), actions.NetworkUnlock))
+			}
+		}
 	}
 	return c, err
 }
@@ -37,7 +50,7 @@ func (c *reconnection) records() []pipeline.UndoRecord {
 	if c == nil {
 		return nil
 	}
-	records := []pipeline.UndoRecord{netlock.Record{Table: c.table}}
+	records := []pipeline.UndoRecord{netlock.Record(c.where)}
 	for _, s := range c.sockets.Chunks() {
 		records = append(records, s)
 	}
@@ -66,10 +79,15 @@ func (c *reconnection) do() error {
 		return nil
 	}
 	defer c.sockets.Close()
-	errs := []error{netlock.Unlock(c.table)}
+	errs := []error{netlock.Unlock(c.where), c.unlocked()}
 	if len(c.iptables) > 0 {
-		_, err := netlock.UnlockIptables(c.iptables)
+		_, err := netlock.UnlockIptables(c.where, c.iptables)
 		errs = append(errs, err)
 	}
 	return errors.Join(append(errs, c.sockets.Leave())...)
+}
+
+// lockOf is the lock that the dump has left, or that the restore makes in its place.
+func (r *restorer) lockOf(p *restorePlan) netlock.Where {
+	return netlock.Where{Table: netlock.Table(p.set.Inventory.GetDumpCriuRunId(), p.tree.Root.ID), Net: r.net}
 }

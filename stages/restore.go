@@ -68,6 +68,7 @@ type restorer struct {
 	guard    *guardian.Guardian // nil: none is needed, or there is none
 	lazy     *lazy.Client       // nil: all memory is restored before the tree runs
 	finished []func()           // tell the guardian what has been done after the commit
+	net      *os.File           // network namespace of the tree; nil: the tool's own
 	stats    stats.Restore
 	root     int // pid of the restored root as the tool sees it
 	made     made
@@ -88,6 +89,7 @@ func newRestorer(o *options.Options) (*restorer, error) {
 	}
 	if o.LazyPages {
 		if r.lazy, err = lazyServer(o, dir); err != nil {
+			r.net.Close()
 			r.source.Close()
 			return nil, err
 		}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"cryo/internal/guardian"
+	"cryo/internal/nsenter"
 	"cryo/internal/options"
 	"cryo/internal/remote"
 	"cryo/pipeline"
@@ -76,24 +77,30 @@ func (r *restorer) trackName(s *pipeline.Stage) restorers.Track {
 	}
 }
 
-// restoreFiles makes all descriptors, level by level: every task has finished a level before any begins the next.
+// restoreFiles makes all descriptors. What the tool does for it, it does in the tree's network namespace.
 func (r *restorer) restoreFiles(s *pipeline.Stage, f *family) (*family, error) {
+	err := nsenter.Net(r.net, func() error { return r.fileLevels(s, f) })
+	return f, err
+}
+
+// fileLevels goes level by level: every task has finished one before any begins the next.
+func (r *restorer) fileLevels(s *pipeline.Stage, f *family) error {
 	pid := func(t *restorers.Table) int { return f.byNode[t.Node].PID() }
 	f.files.Track = r.trackName(s)
 	for _, lv := range []restorers.Level{restorers.Open, restorers.Pair, restorers.Fill, restorers.Attach, restorers.Watch} {
 		if err := r.fileLevel(f, lv); err != nil {
-			return nil, err
+			return err
 		}
 		if lv == restorers.Open {
 			if err := r.foregroundGroups(f); err != nil {
-				return nil, err
+				return err
 			}
 		}
 		if err := f.files.After(s.Context(), lv, pid); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return f, nil
+	return nil
 }
 
 // foregroundGroups says on each terminal whom its keys signal.

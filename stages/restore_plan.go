@@ -23,6 +23,7 @@ type restorePlan struct {
 	memfds  *restorers.Memfds
 	sysv    *restorers.SysVs
 	cgroups *restorers.Cgroups
+	net     *restorers.NetNS // nil: there is none to make
 	files   *restorers.FilePlan
 	paths   *restorers.Paths
 	locks   map[int][]restorers.FileLock // by the pid of who has them
@@ -56,6 +57,9 @@ func (r *restorer) plan(_ *pipeline.Stage, in *groupedSet) (*restorePlan, error)
 		return nil, err
 	}
 	if err := p.checkSharing(); err != nil {
+		return nil, err
+	}
+	if p.net, err = r.planNet(set); err != nil {
 		return nil, err
 	}
 	opt, err := r.fileOptions()
@@ -112,7 +116,7 @@ func (p *restorePlan) tasks() error {
 
 // task checks the state of one task and finds out where its memory has pages.
 func (p *restorePlan) task(t *restorers.Task) error {
-	if err := checkNamespaces(t, p.set.Inventory.GetRootIds()); err != nil {
+	if err := checkNamespaces(t, p.set.Tasks[0].IDs, p.set.Inventory.GetRootIds()); err != nil {
 		return err
 	}
 	err := restorers.EachThread(t, func(th *restorers.Thread) error { return restorers.CheckState(p.stateOf(t, th, nil)) })
@@ -130,14 +134,17 @@ func (p *restorePlan) stateOf(t *restorers.Task, th *restorers.Thread, b *remote
 	return &restorers.StateEmit{Builder: b, Task: t.Core, Thread: th.Core, MM: t.MM, PID: t.PID, TID: th.TID, Base: p.base, Filters: p.set.Seccomp, Locks: p.locks[t.PID]}
 }
 
-// checkNamespaces refuses tasks of other namespaces than the dump's tool had.
-func checkNamespaces(t *restorers.Task, own *criu_core.TaskKobjIdsEntry) error {
+// checkNamespaces refuses tasks of other namespaces than the dump's tool had; their network namespace may be that of the
+// root, which has been planned.
+func checkNamespaces(t *restorers.Task, root, own *criu_core.TaskKobjIdsEntry) error {
+	if root.GetNetNsId() != 0 && t.IDs.GetNetNsId() != root.GetNetNsId() {
+		return fmt.Errorf("%s is in another network namespace than the root: that is not built yet", t)
+	}
 	for _, ns := range []struct {
 		name string
 		id   func(*criu_core.TaskKobjIdsEntry) uint32
 	}{
-		{"pid", (*criu_core.TaskKobjIdsEntry).GetPidNsId}, {"net", (*criu_core.TaskKobjIdsEntry).GetNetNsId},
-		{"ipc", (*criu_core.TaskKobjIdsEntry).GetIpcNsId}, {"uts", (*criu_core.TaskKobjIdsEntry).GetUtsNsId},
+		{"pid", (*criu_core.TaskKobjIdsEntry).GetPidNsId}, {"ipc", (*criu_core.TaskKobjIdsEntry).GetIpcNsId}, {"uts", (*criu_core.TaskKobjIdsEntry).GetUtsNsId},
 		{"mnt", (*criu_core.TaskKobjIdsEntry).GetMntNsId}, {"user", (*criu_core.TaskKobjIdsEntry).GetUserNsId},
 		{"time", (*criu_core.TaskKobjIdsEntry).GetTimeNsId},
 	} {

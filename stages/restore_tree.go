@@ -3,6 +3,7 @@ package stages
 import (
 	"context"
 	"cryo/internal/actions"
+	"cryo/internal/nsenter"
 	"errors"
 	"fmt"
 
@@ -58,6 +59,9 @@ func (r *restorer) forkTree(s *pipeline.Stage, p *restorePlan) (*family, error) 
 		return nil, err
 	}
 	if err := p.sysv.Prepare(s.Context(), r.trackSegment(s)); err != nil {
+		return nil, err
+	}
+	if err := r.openNet(p); err != nil {
 		return nil, err
 	}
 	root, err := r.spawn(s, p)
@@ -116,6 +120,11 @@ func (r *restorer) spawn(s *pipeline.Stage, p *restorePlan) (*member, error) {
 		o.Cgroup = int(dir.Fd())
 	}
 	err := r.tracer.Do(func() (err error) {
+		back, err := nsenter.Hop(r.net) // it is born where the tracer's thread is
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, back()) }()
 		if m.session, err = remote.Spawn(o); errors.Is(err, unix.EEXIST) {
 			err = fmt.Errorf("pid %d is taken: %w", m.ID, err)
 		} else if err != nil && o.Cgroup != 0 { // it will be moved

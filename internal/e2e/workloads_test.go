@@ -48,6 +48,7 @@ var workloads = []workload{
 	{name: "unixfine", peerFails: "criu's images hold no senders of messages, and its restore no names of accepted connections"},
 	{name: "unixmoved", peerFails: "criu takes a socket whose file was renamed for one without a file"},
 	{name: "inet", options: []string{"--tcp-established"}, peerFails: "criu dumps no listeners of MPTCP, and has no shutdown of reading"},
+	{name: "netns", options: []string{"--tcp-established"}},
 	{name: "netlink"},
 	{name: "netlink", args: []string{"fine"}, peerFails: "criu refuses groups beyond 32 and those of an unbound socket, and forgets options of netlink"},
 	{name: "packets"},

@@ -16,10 +16,10 @@ import (
 // UnlockIptables takes away the lock that criu makes of connections with the iptables command: in the tables that command
 // keeps in nf_tables (since iptables 1.8), a rule for each direction of each connection, which drops what has not the
 // mark. It returns how many rules it has found. Those in the tables of iptables-legacy it does not see.
-func UnlockIptables(conns []Conn) (int, error) {
-	c, err := nftables.New()
+func UnlockIptables(w Where, conns []Conn) (int, error) {
+	c, err := w.conn()
 	if err != nil {
-		return 0, fmt.Errorf("nf_tables: %w", err)
+		return 0, err
 	}
 	wanted := map[Conn]bool{} // by source and destination of the packets
 	for _, conn := range conns {

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 
 	"github.com/google/nftables"
@@ -44,14 +45,49 @@ func Table(runID string, root int) string {
 // chunk is how many connections one message holds: the list of elements is an attribute of at most 64 KiB.
 const chunk = 200
 
-// Lock makes the lock of some connections, all or none.
-func Lock(table string, conns []Conn) error {
-	c, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("nf_tables: %w", err)
+// Where is a lock: its name, and the network namespace it is in, nil for the tool's own.
+type Where struct {
+	Table string
+	Net   *os.File
+}
+
+// conn connects to nf_tables.
+func (w Where) conn() (*nftables.Conn, error) {
+	var options []nftables.ConnOption
+	if w.Net != nil {
+		options = append(options, nftables.WithNetNSFd(int(w.Net.Fd())))
 	}
-	t := c.CreateTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: table})
-	in, out := addChain(c, t, "input", nftables.ChainHookInput), addChain(c, t, "output", nftables.ChainHookOutput)
+	c, err := nftables.New(options...)
+	if err != nil {
+		return nil, fmt.Errorf("nf_tables: %w", err)
+	}
+	return c, nil
+}
+
+// LockAll makes a lock that no packet passes but marked ones, in either direction.
+func LockAll(w Where) error {
+	c, err := w.conn()
+	if err != nil {
+		return err
+	}
+	t := c.CreateTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: w.Table})
+	drop := nftables.ChainPolicyDrop
+	addChain(c, t, "input", nftables.ChainHookInput, &drop)
+	addChain(c, t, "output", nftables.ChainHookOutput, &drop)
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("lock a network namespace by nf_tables: %w (--network-lock skip does without)", err)
+	}
+	return nil
+}
+
+// Lock makes the lock of some connections, all or none.
+func Lock(w Where, conns []Conn) error {
+	c, err := w.conn()
+	if err != nil {
+		return err
+	}
+	t := c.CreateTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: w.Table})
+	in, out := addChain(c, t, "input", nftables.ChainHookInput, nil), addChain(c, t, "output", nftables.ChainHookOutput, nil)
 	for _, f := range families {
 		set := &nftables.Set{Table: t, Name: f.set, KeyType: f.key(), Concatenation: true}
 		if err := c.AddSet(set, nil); err != nil {
@@ -73,9 +109,9 @@ func Lock(table string, conns []Conn) error {
 	return nil
 }
 
-// addChain adds a base chain that lets marked packets pass.
-func addChain(c *nftables.Conn, t *nftables.Table, name string, hook *nftables.ChainHook) *nftables.Chain {
-	chain := c.AddChain(&nftables.Chain{Name: name, Table: t, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter})
+// addChain adds a base chain that lets marked packets pass; policy, if not nil, says what becomes of others.
+func addChain(c *nftables.Conn, t *nftables.Table, name string, hook *nftables.ChainHook, policy *nftables.ChainPolicy) *nftables.Chain {
+	chain := c.AddChain(&nftables.Chain{Name: name, Table: t, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter, Policy: policy})
 	c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(Mark)},
@@ -151,13 +187,13 @@ func Doors(runID string) string { return Table(runID, 0) + "-doors" }
 
 // KeepOut makes a lock that holds new connections back, those to listeners at some addresses: their first packets are
 // dropped, and the peers repeat them after a second. What has begun to connect goes on.
-func KeepOut(table string, listeners []netip.AddrPort) error {
-	c, err := nftables.New()
+func KeepOut(w Where, listeners []netip.AddrPort) error {
+	c, err := w.conn()
 	if err != nil {
-		return fmt.Errorf("nf_tables: %w", err)
+		return err
 	}
-	t := c.CreateTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: table})
-	in := addChain(c, t, "input", nftables.ChainHookInput)
+	t := c.CreateTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: w.Table})
+	in := addChain(c, t, "input", nftables.ChainHookInput, nil)
 	for _, l := range listeners {
 		c.AddRule(&nftables.Rule{Table: t, Chain: in, Exprs: firstPackets(l)})
 	}
@@ -191,26 +227,26 @@ func firstPackets(l netip.AddrPort) []expr.Any {
 	)
 }
 
-// Locked says whether the lock of that name is there.
-func Locked(table string) (bool, error) {
-	c, err := nftables.New()
+// Locked says whether the lock is there.
+func Locked(w Where) (bool, error) {
+	c, err := w.conn()
 	if err != nil {
-		return false, fmt.Errorf("nf_tables: %w", err)
+		return false, err
 	}
 	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return false, fmt.Errorf("tables of nf_tables: %w", err)
 	}
-	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == table }), nil
+	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == w.Table }), nil
 }
 
 // Unlock takes a lock away. One that is not there is no error.
-func Unlock(table string) error {
-	c, err := nftables.New()
+func Unlock(w Where) error {
+	c, err := w.conn()
 	if err != nil {
-		return fmt.Errorf("nf_tables: %w", err)
+		return err
 	}
-	c.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: table})
+	c.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: w.Table})
 	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("unlock the network: %w", err)
 	}
@@ -218,16 +254,35 @@ func Unlock(table string) error {
 }
 
 // Record is what the guardian has to know to take a lock away.
-type Record struct{ Table string }
+type Record struct {
+	Table string
+	Net   *os.File `json:"-"`
+}
 
 // UndoKind implements guardian.Record.
 func (Record) UndoKind() string { return "unlock-network" }
 
+// Descriptors implements guardian.Holder.
+func (r Record) Descriptors() []*os.File {
+	if r.Net == nil {
+		return nil
+	}
+	return []*os.File{r.Net}
+}
+
 // DoRecord does such a record in the guardian.
-func DoRecord(_ context.Context, data json.RawMessage, _ []int) error {
+func DoRecord(_ context.Context, data json.RawMessage, fds []int) error {
 	var r Record
 	if err := json.Unmarshal(data, &r); err != nil {
 		return err
 	}
-	return Unlock(r.Table)
+	if len(fds) > 0 {
+		fd, err := unix.FcntlInt(uintptr(fds[0]), unix.F_DUPFD_CLOEXEC, 0) // the guardian closes its own
+		if err != nil {
+			return err
+		}
+		r.Net = os.NewFile(uintptr(fd), "network namespace")
+		defer r.Net.Close()
+	}
+	return Unlock(Where(r))
 }

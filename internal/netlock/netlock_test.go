@@ -24,14 +24,14 @@ func TestLock(t *testing.T) {
 			open, openPeer := connect(t, listener)
 			const table = "CRIU-netlock-test"
 			conn := Conn{addrOf(locked.LocalAddr()), addrOf(locked.RemoteAddr())}
-			if err := Lock(table, []Conn{conn}); err != nil {
+			if err := Lock(Where{Table: table}, []Conn{conn}); err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(func() { Unlock(table) })
-			if there, err := Locked(table); err != nil || !there {
+			t.Cleanup(func() { Unlock(Where{Table: table}) })
+			if there, err := Locked(Where{Table: table}); err != nil || !there {
 				t.Errorf("Locked = %v, %v", there, err)
 			}
-			if err := Lock(table, nil); err == nil {
+			if err := Lock(Where{Table: table}, nil); err == nil {
 				t.Error("the lock was made twice")
 			}
 			for _, c := range []net.Conn{locked, open} {
@@ -45,10 +45,10 @@ func TestLock(t *testing.T) {
 			if receives(lockedPeer, 300*time.Millisecond) {
 				t.Error("data passes a locked connection")
 			}
-			if err := Unlock(table); err != nil {
+			if err := Unlock(Where{Table: table}); err != nil {
 				t.Fatal(err)
 			}
-			if err := Unlock(table); err != nil {
+			if err := Unlock(Where{Table: table}); err != nil {
 				t.Errorf("unlock once more: %v", err)
 			}
 			if !receives(lockedPeer, 10*time.Second) {
@@ -72,10 +72,10 @@ func TestKeepOut(t *testing.T) {
 			defer listener.Close()
 			early, peer := connect(t, listener)
 			const table = "CRIU-netlock-test-doors"
-			if err := KeepOut(table, []netip.AddrPort{addrOf(listener.Addr())}); err != nil {
+			if err := KeepOut(Where{Table: table}, []netip.AddrPort{addrOf(listener.Addr())}); err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(func() { Unlock(table) })
+			t.Cleanup(func() { Unlock(Where{Table: table}) })
 			if c, err := net.DialTimeout("tcp", listener.Addr().String(), 300*time.Millisecond); err == nil {
 				c.Close()
 				t.Error("a new connection came in")
@@ -84,7 +84,7 @@ func TestKeepOut(t *testing.T) {
 			if !receives(peer, 10*time.Second) {
 				t.Error("nothing passes a connection that was there")
 			}
-			if err := Unlock(table); err != nil {
+			if err := Unlock(Where{Table: table}); err != nil {
 				t.Fatal(err)
 			}
 			connect(t, listener)

@@ -37,6 +37,7 @@ const (
 	Terminals    Capability = "terminals"
 	Mounts       Capability = "mount namespaces"
 	Namespaces   Capability = "namespaces"
+	NetNS        Capability = "network namespaces"
 	Cgroups      Capability = "control groups"
 	CgFreezer    Capability = "freezing by control group"
 	LSM          Capability = "security profiles"
@@ -69,6 +70,7 @@ var built = map[Capability]bool{
 	DryRunning:  true,
 	Syncing:     true,
 	Restores:    true,
+	NetNS:       true,
 	Ghosts:      true,
 	Validation:  true,
 	Inherit:     true,

@@ -247,7 +247,7 @@ var Table = []Option{
 		func(o *Options) *bool { return &o.ExtMasters }).plain(),
 	flag(secMounts, "mntns-compat-mode", restoring, "mntns_compat_mode", Mounts, "restore mounts the way old kernels allow",
 		func(o *Options) *bool { return &o.MntnsCompat }),
-	text(secMounts, "join-ns", "NS:PID|FILE", restoring, "join_ns", Namespaces,
+	text(secMounts, "join-ns", "NS:PID|FILE", restoring, "join_ns", NetNS,
 		"restore into an existing namespace; user:FILE,UID,GID for user namespaces",
 		func(o *Options) any { return joinList{&o.JoinNS} }).short('J').watching(func(o *Options) any { return o.JoinNS }),
 	text(secMounts, "empty-ns", "net", moving, "empty_ns", Namespaces, "make the namespace, leave its content to action scripts",
@@ -264,7 +264,7 @@ var Table = []Option{
 		func(o *Options) any { return &o.NetworkLock }),
 	text(secNetwork, "veth-pair", "IN=OUT", restoring, "veths", Namespaces, "name outside of a virtual ethernet device inside",
 		func(o *Options) any { return pairList{&o.VethPairs, "=", nil} }).watching(func(o *Options) any { return o.VethPairs }),
-	flag(secNetwork, "weak-sysctls", restoring, "weak_sysctls", Namespaces, "skip system controls that this kernel lacks",
+	flag(secNetwork, "weak-sysctls", restoring, "weak_sysctls", NetNS, "skip system controls that this kernel lacks",
 		func(o *Options) *bool { return &o.WeakSysctls }),
 
 	text(secCgroups, "manage-cgroups", "MODE", moving, "manage_cgroups_mode", Cgroups,

@@ -36,14 +36,15 @@ const (
 	inetShutdown = 8
 )
 
-// DumpInet lists the sockets of a protocol by inode number. Those that are neither bound nor connected are not known to
-// the kernel's tables and not listed. A protocol the kernel has no lister for has no sockets here.
-func DumpInet(family, protocol uint8) (map[uint32]Inet, error) {
+// DumpInet lists the sockets of a protocol by inode number, in the network namespace that netNS is a descriptor of. Those
+// that are neither bound nor connected are not known to the kernel's tables and not listed. A protocol the kernel has no
+// lister for has no sockets here.
+func DumpInet(netNS int, family, protocol uint8) (map[uint32]Inet, error) {
 	all := map[uint32]Inet{}
 	req := make([]byte, inetReqSize)
 	req[0], req[1] = family, protocol
 	binary.NativeEndian.PutUint32(req[4:], ^uint32(0)) // all states
-	err := dump(ownNetNS, req, func(msg []byte) error {
+	err := dump(netNS, req, func(msg []byte) error {
 		if len(msg) < inetMsgSize {
 			return fmt.Errorf("an answer of %d bytes", len(msg))
 		}
@@ -69,9 +70,6 @@ func DumpInet(family, protocol uint8) (map[uint32]Inet, error) {
 	}
 	return all, nil
 }
-
-// ownNetNS stands for the network namespace the tool is in.
-const ownNetNS = -1
 
 // dump sends a request for all sockets that match, in the network namespace netNS is a descriptor of, and hands over
 // each answer.

@@ -22,9 +22,12 @@ const (
 
 	// reqProtocol is an attribute of requests: a protocol of more than eight bits (Linux 5.9).
 	reqProtocol = 3
+
+	// ownNetNS stands for the network namespace of the calling thread.
+	ownNetNS = -1
 )
 
-// Listeners lists all sockets of the tool's network namespace that listen for TCP connections. Those of MPTCP are listed
+// Listeners lists all sockets of the calling thread's network namespace that listen for TCP connections. Those of MPTCP are listed
 // since Linux 5.19.
 func Listeners() ([]Listener, error) {
 	var list []Listener

@@ -1,0 +1,65 @@
+package stages
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+
+	"cryo/internal/netlock"
+	"cryo/internal/nsenter"
+	"cryo/internal/options"
+	"cryo/restorers"
+)
+
+// checkJoins refuses what cannot be joined.
+func (r *restorer) checkJoins() error {
+	for _, j := range r.o.JoinNS {
+		if j.NS != "net" {
+			return fmt.Errorf("--join-ns %s:%s: only network namespaces can be joined yet", j.NS, j.File)
+		}
+	}
+	return nil
+}
+
+// openNet finds or makes the network namespace of the tree: one to join, which is as it is to be, or a new one, which is
+// filled. It stays nil for a tree that lives in the tool's own.
+func (r *restorer) openNet(p *restorePlan) (err error) {
+	for _, j := range r.o.JoinNS {
+		path := j.File
+		if pid, err := strconv.Atoi(path); err == nil {
+			path = fmt.Sprintf("/proc/%d/ns/net", pid)
+		}
+		if r.net, err = os.Open(path); err != nil {
+			return fmt.Errorf("--join-ns: %w", err)
+		}
+		return nil // criu takes the first of a kind
+	}
+	if p.net == nil {
+		return nil
+	}
+	if r.net, err = nsenter.NewNet(); err != nil {
+		return err
+	}
+	if err := nsenter.Net(r.net, func() error { return p.net.Fill(r.o.WeakSysctls) }); err != nil {
+		return fmt.Errorf("network namespace: %w", err)
+	}
+	if len(p.files.Connections()) == 0 || p.set.Inventory.GetNetworkLockMethod() == uint32(options.LockSkip) {
+		return nil
+	}
+	lock := r.lockOf(p)
+	if locked, err := netlock.Locked(lock); locked || err != nil {
+		return err // criu stores the lock among the rules of the namespace
+	}
+	return netlock.LockAll(lock)
+}
+
+// planNet reads the network namespace of the set, unless one is joined in its place.
+func (r *restorer) planNet(s *restorers.Set) (*restorers.NetNS, error) {
+	if err := r.checkJoins(); err != nil {
+		return nil, err
+	}
+	if len(r.o.JoinNS) > 0 {
+		return nil, nil
+	}
+	return restorers.PlanNetNS(s)
+}
