@@ -228,7 +228,7 @@ func (p *FilePlan) EmitLevel(lv Level, t *Table, b *remote.Builder) error {
 	}
 	for _, f := range t.owns {
 		if err := f.Object.Emit(lv, b, s); err != nil {
-			return fmt.Errorf("%s: file %d: %w", t.Node, f.ID, err)
+			return fmt.Errorf("file %d: %w", f.ID, err)
 		}
 	}
 	if lv == Attach {

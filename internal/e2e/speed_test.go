@@ -29,6 +29,7 @@ var speedWorks = []speedWork{
 	{"1 GiB of huge pages", "bigmem", []string{"1024", "huge"}, 3, true, 1024},
 	{"1 GiB of written zeros", "bigmem", []string{"1024", "zero"}, 3, true, 0},
 	{"1,000 tasks", "forks", []string{"999"}, 3, true, 0},
+	{"1,000 tasks of 10 files", "forks", []string{"999", "10"}, 3, true, 0},
 	{"1,000 threads", "threads", []string{"1000"}, 3, true, 0},
 	{"10,000 descriptors", "manyfds", []string{"1000", "8000"}, 3, true, 0},
 	{"9,900 pipes", "manyfds", []string{"9900", "10"}, 3, false, 0},

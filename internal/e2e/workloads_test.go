@@ -56,6 +56,7 @@ var workloads = []workload{
 	{name: "signals"},
 	{name: "ptys", peerFails: "criu joins lines that wait at a terminal, and forgets what was written before a slave was closed"},
 	{name: "tree"},
+	{name: "forks", args: []string{"10", "20"}},
 	{name: "orphan", peerFails: "criu hands the orphan to init, not to its subreaper"},
 	{name: "memory"},
 	{name: "manymaps"},
