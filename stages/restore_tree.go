@@ -243,12 +243,15 @@ func (r *restorer) joinGroups(f *family) error {
 
 // runAll runs one program on each of some members, all at the same time. Who has nothing to do is left alone.
 func (r *restorer) runAll(members []*member, name string, emit func(*member, *remote.Builder) error) error {
+	b := remote.NewBuilder(name)
 	return r.runPrograms(members, func(m *member) (*remote.Program, error) {
-		b := remote.NewBuilder(name)
+		b.Reset()
 		if err := emit(m, b); err != nil || b.Len() == 0 {
 			return nil, err
 		}
-		return b.Program(), nil
+		p := b.Program()
+		b = remote.NewBuilder(name)
+		return p, nil
 	})
 }
 

@@ -58,7 +58,7 @@ func newReader(r io.Reader) *bufio.Reader {
 
 // release gives the reader of a small image back. The decoder must not be used any more.
 func (d *Decoder) release() {
-	if d.r.Size() == smallImage {
+	if d.r != nil && d.r.Size() == smallImage {
 		d.r.Reset(nil)
 		smallReaders.Put(d.r)
 	}

@@ -115,4 +115,7 @@ func (p *PagemapReader) Runs() iter.Seq2[Run, error] {
 }
 
 // Close closes the image.
-func (p *PagemapReader) Close() error { return p.close.Close() }
+func (p *PagemapReader) Close() error {
+	p.dec.release()
+	return p.close.Close()
+}

@@ -66,6 +66,9 @@ func (d *datum) text() string {
 // NewBuilder starts a program. The name is for logs and errors: what the program does, as "collect signals".
 func NewBuilder(name string) *Builder { return &Builder{name: name, ops: make([]op, 0, usualOps)} }
 
+// Reset starts the program anew.
+func (b *Builder) Reset() { b.ops, b.data, b.labels = b.ops[:0], b.data[:0], b.labels[:0] }
+
 // usualOps is how many operations most programs have room with.
 const usualOps = 16
 
