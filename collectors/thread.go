@@ -61,7 +61,7 @@ func traceThreads(_ *Tracees, t *Task) error {
 		if err != nil {
 			return err
 		}
-		tracee.Seccomp = th.Status.Seccomp
+		tracee.Seccomp, tracee.Options = th.Status.Seccomp, TraceOptions
 		th.Tracee = tracee
 		if err := unstorable(tracee); err != nil {
 			return err

@@ -3,6 +3,7 @@ package collectors
 import (
 	"errors"
 
+	"cryo/internal/ptrace"
 	"cryo/internal/remote"
 )
 
@@ -20,6 +21,9 @@ type Tracees struct {
 func NewTracees(env *Env) *Tracees {
 	return &Tracees{env: env, thread: newThreadQuestion(), seccomp: newSeccompTable()}
 }
+
+// TraceOptions are the ptrace options that threads of a frozen tree have been seized with.
+const TraceOptions = ptrace.OptSysGood
 
 // Capture reads what the kernel keeps for the tracer. It goes before Inject, which would disturb some of it.
 func (tr *Tracees) Capture(t *Task) error {
@@ -89,12 +93,7 @@ func (tr *Tracees) askThreads(t *Task, threads []*Thread) error {
 	var errs []error
 	var started []*remote.Slot
 	for _, th := range threads {
-		sl, err := t.Session.Enter(th.Tracee)
-		if err == nil {
-			if err = sl.Start(tr.thread.prog); err != nil {
-				err = errors.Join(err, sl.Leave())
-			}
-		}
+		sl, err := t.Session.StartOn(th.Tracee, tr.thread.prog)
 		if err != nil {
 			errs = append(errs, err)
 			break

@@ -298,7 +298,7 @@ func (f *freezer) interrupt(t *collectors.Task, tid int) error {
 // that tool left in it.
 func (f *freezer) seize(t *collectors.Task, tid int) error {
 	for held := true; ; time.Sleep(time.Millisecond) {
-		err := ptrace.Seize(tid, 0)
+		err := ptrace.Seize(tid, collectors.TraceOptions)
 		if !errors.Is(err, unix.EPERM) || !held || time.Now().After(f.deadline) {
 			return err
 		}

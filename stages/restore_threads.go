@@ -104,14 +104,11 @@ func runThreads(s *remote.Session, threads []*remote.Thread, program func(int) *
 		running = running[n:]
 	}
 	for i, th := range threads {
-		slot, err := s.Enter(th)
-		if err == nil {
-			if err = slot.Start(program(i)); err == nil {
-				running = append(running, slot)
-			}
-		}
+		slot, err := s.StartOn(th, program(i))
 		if err != nil {
 			errs = append(errs, fmt.Errorf("thread %d: %w", th.TID, err))
+		} else {
+			running = append(running, slot)
 		}
 		if len(running) == room {
 			finish(room / 2)

@@ -3,18 +3,28 @@ package ptrace
 import (
 	"encoding/binary"
 	"errors"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
 	"cryo/arch"
 )
 
+// noShadowStacks says that the kernel, or the processor, knows none.
+var noShadowStacks atomic.Bool
+
 // getExtra tells whether the thread has a shadow stack. ENODEV: it has none; EINVAL: the kernel knows none (before 6.6).
 func getExtra(tid int, e *arch.Extra) error {
+	if noShadowStacks.Load() {
+		return nil
+	}
 	var ssp [8]byte
 	_, err := GetRegSet(tid, RegSetShstk, ssp[:])
 	switch {
-	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL):
+	case errors.Is(err, unix.EINVAL):
+		noShadowStacks.Store(true)
+		return nil
+	case errors.Is(err, unix.ENODEV):
 		return nil
 	case err != nil:
 		return err

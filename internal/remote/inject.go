@@ -186,11 +186,14 @@ func (s *Session) adopt(t *Thread, options int) error {
 	if filtered {
 		options |= ptrace.OptSuspendSeccomp
 	}
-	if err := ptrace.SetOptions(t.TID, options); err != nil {
-		if filtered {
-			return &SeccompError{t.TID, err}
+	if options != t.Options {
+		if err := ptrace.SetOptions(t.TID, options); err != nil {
+			if filtered {
+				return &SeccompError{t.TID, err}
+			}
+			return err
 		}
-		return err
+		t.Options = options
 	}
 	if !t.Dispatch.On() {
 		return nil

@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"sync"
@@ -50,6 +51,14 @@ func (s *Slot) Run(p *Program) (*Results, error) {
 // Start sets the thread running the program. Every Start is followed by one Finish; between them other slots may be
 // started, so that many tasks work at the same time.
 func (s *Slot) Start(p *Program) error {
+	if err := s.load(p); err != nil {
+		return err
+	}
+	return s.startChunk()
+}
+
+// load makes p the program that runs next.
+func (s *Slot) load(p *Program) error {
 	if p.Sleeps() && s.thread.Regs.Restart() == arch.RestartByBlock {
 		return fmt.Errorf("program %q may sleep, but thread %d has to resume system call %s later", p.name, s.thread.TID,
 			arch.SyscallName(int(s.thread.Regs.SyscallNr())))
@@ -59,7 +68,37 @@ func (s *Slot) Start(p *Program) error {
 		return err
 	}
 	s.run = &running{program: p, results: newResults(p), chunks: chunks}
-	return s.startChunk()
+	return nil
+}
+
+// launch enters the slot and starts p. All is written before the thread is led there. If the tracer dies before the mask
+// is set the thread runs the program under its own, and finds the way back no less.
+func (s *Slot) launch(p *Program) error {
+	if err := s.load(p); err != nil || s.session.restored {
+		return cmp.Or(err, s.startChunk())
+	}
+	room := frames.Get().(*[]byte)
+	defer frames.Put(room)
+	b, err := s.signalFrame((*room)[:0])
+	if err != nil {
+		return err
+	}
+	at := len(b)
+	b = append(b, s.run.chunks[0].assemble(p, s.run.results)...)
+	s.putHeader(b[at:])
+	*room = b
+	tid := s.thread.TID
+	if err := ptrace.WriteMemory(tid, s.frame, b); err != nil {
+		return err
+	}
+	r := s.thread.Regs.SetupBlob(s.session.code, s.base, s.base+arch.HdrSize)
+	if err := ptrace.SetRegs(tid, &r); err != nil {
+		return err
+	}
+	if err := ptrace.SetSigMask(tid, s.programMask()); err != nil {
+		return err
+	}
+	return ptrace.Cont(tid, 0)
 }
 
 func (s *Slot) startChunk() error {
@@ -219,9 +258,13 @@ func (s *Slot) fault(sig syscall.Signal) error {
 	return fmt.Errorf("program %q in thread %d, op %d: %s: %v at %#x (code %d)", s.run.program.name, s.thread.TID, i, text, sig, r.PC(), si.Code)
 }
 
-// enter takes the thread over: from here on, whenever it is left alone it goes back to its own work by itself.
+// enter takes the thread over: from here on, whenever it is left alone it goes back to its own work by itself. A thread of
+// a restored task has the mask of the one that cloned it, and nowhere to go back to.
 func (s *Slot) enter() error {
 	tid := s.thread.TID
+	if s.session.restored && s != s.session.leader {
+		return nil
+	}
 	if err := s.park(); err != nil {
 		return err
 	}
@@ -245,11 +288,11 @@ func (s *Slot) park() error {
 	tid := s.thread.TID
 	room := frames.Get().(*[]byte)
 	defer frames.Put(room)
-	b, err := arch.SigFrame((*room)[:0], &s.thread.Regs, s.thread.XState, s.thread.SigMask, s.frame)
+	b, err := s.signalFrame((*room)[:0])
 	if err != nil {
 		return err
 	}
-	b = append(b, make([]byte, frameSize()+arch.HdrSize+arch.OpSize-len(b))...)
+	b = append(b, make([]byte, arch.HdrSize+arch.OpSize)...)
 	s.putHeader(b[frameSize():])
 	op := b[frameSize()+arch.HdrSize:]
 	op[arch.OpKind] = arch.KindSigreturn
@@ -260,6 +303,15 @@ func (s *Slot) park() error {
 	}
 	r := s.thread.Regs.SetupBlob(s.session.code, s.base, s.base+arch.HdrSize)
 	return ptrace.SetRegs(tid, &r)
+}
+
+// signalFrame appends to room what is at the slot's frame, up to the program buffer, which follows it.
+func (s *Slot) signalFrame(room []byte) ([]byte, error) {
+	b, err := arch.SigFrame(room, &s.thread.Regs, s.thread.XState, s.thread.SigMask, s.frame)
+	if err != nil {
+		return nil, err
+	}
+	return append(b, make([]byte, frameSize()-(len(b)-len(room)))...), nil
 }
 
 // programMask blocks everything but what a program stops with.

@@ -18,6 +18,7 @@ type Thread struct {
 	Seccomp    int                      // mode of the thread; Inject finds out the leader's, of others the caller says it
 	RseqCS     uint64                   // address of the critical section the thread was in or had been in last, 0: none
 	Dispatch   ptrace.SyscallDispatch   // syscall user dispatch, which is off while programs run; zero before kernel 6.4
+	Options    int                      // ptrace options the caller has given it; those programs need are added
 }
 
 // Capture reads the state of a stopped tracee. A thread that stopped inside a restartable sequence is sent to the
