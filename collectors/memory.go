@@ -53,13 +53,26 @@ const (
 // ReadMemory lists the mappings of a task. Nothing in the task may run from now on.
 func ReadMemory(t *Task) (*Memory, error) {
 	flags := flagsOf(t)
-	go flags()
+	if !much(t) {
+		go flags()
+	}
 	m, err := listMemory(t, flags)
 	if err == nil && m.small(t) {
 		_, err = m.flags()
 	}
 	return m, err
 }
+
+// ReadFlags begins to read smaps of a task with much memory. The kernel lets nobody map, unmap or register anything in
+// the task meanwhile, so this comes when that has been done.
+func (m *Memory) ReadFlags(t *Task) {
+	if much(t) {
+		go m.flags()
+	}
+}
+
+// much says whether smaps takes longer than putting the engine into a task.
+func much(t *Task) bool { return t.Status == nil || t.Status.VmRSS >= muchMemory }
 
 // ListMemory is ReadMemory without what only smaps tells, which takes the kernel a walk over all pages.
 func ListMemory(t *Task) (*Memory, error) { return listMemory(t, flagsOf(t)) }
@@ -103,7 +116,7 @@ func listMemory(t *Task, flags func() (*vma.TaskFlags, error)) (*Memory, error) 
 
 // small says whether smaps is read at once.
 func (m *Memory) small(t *Task) bool {
-	return len(m.maps) < manyMappings && t.Status != nil && t.Status.VmRSS < muchMemory
+	return len(m.maps) < manyMappings && !much(t)
 }
 
 // openMode notes with what rights the mapped file was open: the modes of the link in map_files are the file's.

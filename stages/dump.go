@@ -93,6 +93,8 @@ func (d *dumper) graph() *pipeline.Graph {
 		pipeline.Doc("refuse here what cannot be dumped, with everything that stands in the way"))
 	sure = pipeline.Map(g, "track-memory", sure, d.trackMemory,
 		pipeline.Doc("with --track-mem: list what was written since the previous set, and track what is written from now on"))
+	sure = pipeline.Map(g, "flags", sure, d.readFlags,
+		pipeline.Doc("begin to read what only smaps tells of large memory, beside all that follows"))
 	locked := pipeline.FlatMap(g, "connections", sure, d.connections,
 		pipeline.Doc("lock the network and store TCP connections"))
 	stored := pipeline.Gather(g, "whole-memory", dumpMemory(g, locked, d.memory))

@@ -28,6 +28,17 @@ type taskPages struct {
 	parent collectors.ParentPages // what the previous set has of it, nil for nothing
 }
 
+// readFlags has smaps read for tasks with much memory. The kernel changes no mapping of a task meanwhile, so what needs
+// that comes before.
+func (d *dumper) readFlags(_ *pipeline.Stage, tasks []*collectors.Task) ([]*collectors.Task, error) {
+	for _, t := range tasks {
+		if t.Live() {
+			t.Memory.ReadFlags(t)
+		}
+	}
+	return tasks, nil
+}
+
 // memoryWorkers is how many tasks are stored at the same time. One large task is split among processors by itself.
 const memoryWorkers = 2
 
