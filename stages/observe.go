@@ -51,7 +51,7 @@ func Graph(verb options.Verb, format options.Format) (string, error) {
 	case options.PreDump:
 		g = (&dumper{o: options.Default(), memory: &memory{}}).preDumpGraph()
 	case options.Restore:
-		g = (&restorer{}).graph()
+		g = (&restorer{o: options.Default()}).graph()
 	default:
 		return "", fmt.Errorf("%v has no graph of stages: dump, pre-dump and restore have", verb)
 	}
