@@ -14,7 +14,8 @@ like python3 python3 "a real program that is dumped"
 like perl perl "a real program that is dumped"
 like make make "a build that is dumped in flight"
 for server in redis-server/redis-server memcached/memcached nginx/nginx-light haproxy/haproxy psql/postgresql node/nodejs \
-	java/openjdk-17-jre-headless sqlite3/sqlite3 script/bsdutils tmux/tmux vi/vim-tiny sshd/openssh-server rsyslogd/rsyslog; do
+	java/openjdk-17-jre-headless sqlite3/sqlite3 script/bsdutils tmux/tmux vi/vim-tiny sshd/openssh-server rsyslogd/rsyslog \
+	dnsmasq/dnsmasq-base dbus-daemon/dbus-daemon; do
 	like ${server%/*} ${server#*/} "a server that is dumped with clients connected"
 done
 [ -n "$CRIU_PEER" ] || echo "not here, its tests are skipped: CRIU_PEER=/path/to/criu (criu 4.2, for interop tests)"

@@ -62,6 +62,7 @@ var packages = map[string]string{
 	"redis-cli": "redis-tools", "nginx": "nginx-light", "psql": "postgresql", "node": "nodejs", "java": "openjdk-17-jre-headless",
 	"script": "bsdutils", "logger": "bsdutils", "setpriv": "util-linux", "vi": "vim-tiny", "sshd": "openssh-server",
 	"ssh": "openssh-client", "ssh-keygen": "openssh-client", "rsyslogd": "rsyslog",
+	"dnsmasq": "dnsmasq-base", "dbus-send": "dbus-bin", "mariadbd": "mariadb-server",
 }
 
 // require returns the path of a program, or skips the test.

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -275,6 +276,52 @@ func postgresClient(s *instance) (*client, error) {
 	}, nil
 }
 
+// mariadbCommand does without io_uring, which cannot be dumped yet.
+func mariadbCommand(s *instance) []string {
+	if _, err := command("mariadb-install-db", "--no-defaults", "--user=root", "--datadir="+s.path("data"), "--auth-root-authentication-method=normal", "--skip-test-db"); err != nil {
+		s.t.Fatal(err)
+	}
+	return []string{"mariadbd", "--no-defaults", "--user=root", "--datadir=" + s.path("data"), "--port=" + s.port, "--bind-address=127.0.0.1",
+		"--socket=" + s.path("socket"), "--pid-file=" + s.path("pid"), "--innodb-use-native-aio=0"}
+}
+
+// mariadbClient has a session with an open transaction, whose row nobody else may see.
+func mariadbClient(s *instance) (*client, error) {
+	mariadb := []string{"mariadb", "--no-defaults", "-uroot", "-N", "-B", "--unbuffered"}
+	once := func(sql string) (string, error) {
+		return command(append(mariadb, "-S", s.path("socket"), "-e", sql)...)
+	}
+	if _, err := once("create database if not exists d; create table if not exists d.t (n int) engine=innodb"); err != nil {
+		return nil, err
+	}
+	d, err := talkTo(append(mariadb, "-h127.0.0.1", "-P"+s.port, "-n", "d")...)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := once("select count(*) from d.t")
+	if err != nil {
+		return nil, err
+	}
+	before, err := strconv.Atoi(rows)
+	inside := 0
+	return &client{
+		check: func() error {
+			if inside++; inside == 1 {
+				if err := d.say("begin;"); err != nil {
+					return err
+				}
+			}
+			return errors.Join(d.say("insert into t values (1);"),
+				wantAll(d.ask, "select count(*) from t;", strconv.Itoa(before+inside)),
+				wantAll(once, "select count(*) from d.t", rows))
+		},
+		load:   func() error { return wantAll(d.ask, "select 1;", "1") },
+		state:  func() (string, error) { return once("select count(*) from d.t") },
+		change: func() error { return errors.Join(d.say("insert into t values (2);"), wantAll(d.ask, "select 1;", "1")) },
+		close:  d.close,
+	}, err
+}
+
 // talkTo starts a client and talks to it over pipes.
 func talkTo(argv ...string) (*dialogue, error) {
 	cmd := exec.Command(argv[0], argv[1:]...)
@@ -300,6 +347,41 @@ func talkTo(argv ...string) (*dialogue, error) {
 		cmd.Wait()
 		giveUp.Stop()
 	}}, nil
+}
+
+// dnsmasqCommand is a server that watches the network's addresses over netlink.
+func dnsmasqCommand(s *instance) []string {
+	return []string{"dnsmasq", "-k", "-p", s.port, "--listen-address=127.0.0.1", "--bind-interfaces", "-R", "-h", "--address=/cryo.test/192.0.2.1",
+		"--user=root", "--pid-file=" + s.path("pid"), "--conf-file=/dev/null"}
+}
+
+func dnsmasqClient(s *instance) (*client, error) {
+	resolve := func(string) (string, error) {
+		resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "udp", s.address())
+		}}
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		found, err := resolver.LookupNetIP(ctx, "ip4", "cryo.test.")
+		return fmt.Sprint(found), err
+	}
+	check := func() error { return wantAll(resolve, "over UDP", "[192.0.2.1]") }
+	return &client{check: check, close: func() {}}, nil
+}
+
+func dbusCommand(s *instance) []string {
+	return []string{"dbus-daemon", "--session", "--nofork", "--nopidfile", "--address=unix:path=" + s.path("bus")}
+}
+
+func dbusClient(s *instance) (*client, error) {
+	check := func() error {
+		names, err := command("dbus-send", "--bus=unix:path="+s.path("bus"), "--print-reply", "--dest=org.freedesktop.DBus", "/", "org.freedesktop.DBus.ListNames")
+		if err == nil && !strings.Contains(names, `"org.freedesktop.DBus"`) {
+			err = fmt.Errorf("names on the bus: %.300q", names)
+		}
+		return err
+	}
+	return &client{check: check, close: func() {}}, nil
 }
 
 func sshdCommand(s *instance) []string {

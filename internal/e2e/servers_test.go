@@ -62,6 +62,7 @@ var services = []service{
 	{"memcached", []string{"memcached"}, nil, memcachedCommand, memcachedClient},
 	{"nginx", []string{"nginx"}, nil, nginxCommand, nginxClient},
 	{"postgres", []string{"psql", "setpriv"}, nil, postgresCommand, postgresClient},
+	{"mariadb", []string{"mariadbd", "mariadb-install-db", "mariadb"}, []string{"--file-locks"}, mariadbCommand, mariadbClient},
 	{"haproxy", []string{"haproxy"}, nil, haproxyCommand, haproxyClient},
 	{"node", []string{"node"}, nil, programCommand("node", "server.js"), webClient("/thread", "/process", "/pipe", "/file")},
 	{"java", []string{"java"}, nil, programCommand("java", "-Xmx400m", "Server.java"), webClient("/thread", "/pipe", "/heap", "/collect")},
@@ -72,6 +73,8 @@ var services = []service{
 	{"shell in a terminal", []string{"script"}, nil, scriptCommand, scriptClient},
 	{"tmux", []string{"tmux", "vi"}, nil, tmuxCommand, tmuxClient},
 	{"sshd", []string{"/usr/sbin/sshd", "ssh", "ssh-keygen"}, nil, sshdCommand, sshdClient},
+	{"dnsmasq", []string{"dnsmasq"}, nil, dnsmasqCommand, dnsmasqClient},
+	{"dbus-daemon", []string{"dbus-daemon", "dbus-send"}, nil, dbusCommand, dbusClient},
 	{"rsyslogd", []string{"rsyslogd", "logger"}, nil, rsyslogCommand, rsyslogClient},
 }
 

@@ -6,10 +6,10 @@ import java.util.concurrent.Executors;
 import java.util.concurrent.SynchronousQueue;
 import java.util.concurrent.atomic.AtomicLong;
 
-/** An HTTP server of the JVM with a heap of 128 MiB that it can check, many threads that make garbage, and a child behind pipes. */
+/** An HTTP server of the JVM with a heap of 64 MiB that it can check, many threads that make garbage, and a child behind pipes. */
 public class Server {
     public static void main(String[] args) throws Exception {
-        byte[][] heap = new byte[2048][65536];
+        byte[][] heap = new byte[1024][65536];
         Random random = new Random(1);
         for (byte[] block : heap) random.nextBytes(block);
         long sum = sum(heap);
