@@ -31,7 +31,7 @@ type Compressed struct {
 // DefaultBlock is how many bytes are compressed together: enough to find what repeats, and few enough to be read alone.
 const DefaultBlock = 256 << 10
 
-// Compress makes a sink that compresses pages in blocks of so many bytes, a multiple of the page size and at most
+// Compress makes a sink that compresses pages, or with image.Plain only moves them, in blocks of so many bytes, a multiple of the page size and at most
 // image.MaxBlock, on their way to another sink.
 func Compress(to Sink, codec image.Codec, block int) (*Compressed, error) {
 	if block < image.PageSize || block > image.MaxBlock || block%image.PageSize != 0 {
@@ -42,7 +42,9 @@ func Compress(to Sink, codec image.Codec, block int) (*Compressed, error) {
 
 // Commit says in the inventory that pages are compressed.
 func (c *Compressed) Commit(inv *inventory.InventoryEntry) error {
-	inv.ImgVersion = proto.Uint32(image.FormatV1_2)
+	if c.codec != image.Plain {
+		inv.ImgVersion = proto.Uint32(image.FormatV1_2)
+	}
 	return c.Sink.Commit(inv)
 }
 
@@ -170,6 +172,11 @@ func (p *packedPagemap) dispatch(end *image.Run) {
 	p.block = nil
 	b.end = end
 	p.blocks <- b
+	if p.c.codec == image.Plain {
+		b.packed = nil
+		close(b.done)
+		return
+	}
 	go func() {
 		defer close(b.done)
 		if b.zero = allZero(b.plain); !b.zero {
@@ -234,7 +241,7 @@ func (p *packedPagemap) store(run image.Run, sizes []uint32) error {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
-	if run.Flags&image.PEPresent == 0 {
+	if run.Flags&image.PEPresent == 0 || p.c.codec == image.Plain {
 		return p.enc.Run(run)
 	}
 	return p.enc.PackedRun(run, image.Blocks{Codec: p.c.codec, Pages: p.c.block, Sizes: sizes})

@@ -22,6 +22,9 @@ func Dedup(set *image.Dir) (int64, error) { return eachObject(set, dedupObject) 
 // Empty takes all pages out of a set and of those it builds on: they have been restored, and take memory twice where images
 // are in memory. The set cannot be restored again. It returns the number of bytes given back.
 func Empty(set *image.Dir) (int64, error) {
+	if err := set.Remove(SumsName); err != nil { // they are no more true
+		return 0, err
+	}
 	freed, err := eachObject(set, emptyObject)
 	if err != nil {
 		return freed, err
@@ -155,6 +158,9 @@ func openGenerations(set *image.Dir, kind image.PagemapKind, id uint64) ([]*gene
 		}
 		g := &generation{maps: maps}
 		all = append(all, g)
+		if err := below.Remove(SumsName); err != nil { // they are no more true
+			return all, err
+		}
 		if g.pages, err = below.OpenPagesToPunch(maps.PagesID); err != nil {
 			below.Close()
 			return all, err

@@ -20,6 +20,8 @@ type DirOptions struct {
 	// Sync puts every file and the directory on stable storage before the set becomes valid. Off by default,
 	// as in criu.
 	Sync bool
+	// Checksum puts a list of checksums into the set.
+	Checksum bool
 	// Parent is the set this one builds on, a path relative to the new set's directory: pages may be
 	// PEParent. It becomes the link named parent.
 	Parent string
@@ -75,7 +77,7 @@ func NewDirFile(f *os.File, opt DirOptions) (*Dir, error) {
 		f.Close()
 		return nil, &fs.PathError{Op: "open previous images directory", Path: opt.Parent, Err: err}
 	}
-	d.parent = image.NewDir(os.NewFile(uintptr(fd), d.join(opt.Parent)))
+	d.parent = image.Packed(image.NewDir(os.NewFile(uintptr(fd), d.join(opt.Parent))))
 	return d, nil
 }
 
@@ -94,6 +96,15 @@ func (d *Dir) previous() (image.Source, error) {
 	defer here.Close()
 	d.parent, err = here.Parent()
 	return d.parent, err
+}
+
+// reading is the directory as a set that is read.
+func (d *Dir) reading() (*image.Dir, error) {
+	dup, err := unix.FcntlInt(d.dir.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return image.NewDir(os.NewFile(uintptr(dup), d.path)), nil
 }
 
 func (d *Dir) fd() int                 { return int(d.dir.Fd()) }
@@ -242,12 +253,25 @@ func (d *Dir) remove(name string) error {
 
 // Commit writes inventory.img under another name and renames it.
 func (d *Dir) Commit(inv *inventory.InventoryEntry) error {
+	b, err := encodeInventory(inv)
+	if err != nil {
+		return err
+	}
+	return d.commit(b)
+}
+
+func (d *Dir) commit(inventory []byte) error {
+	if d.opt.Checksum {
+		if err := d.writeSums(inventory); err != nil {
+			return fmt.Errorf("checksums: %w", err)
+		}
+	}
 	f, err := d.create(inventoryTemp)
 	if err != nil {
 		return err
 	}
-	enc := image.NewEncoder(f, inventoryName, image.Inventory.Type)
-	err = errors.Join(enc.Entry(inv), enc.Flush(), (&dirFile{f, d.opt.Sync}).Close())
+	_, err = f.Write(inventory)
+	err = errors.Join(err, (&dirFile{f, d.opt.Sync}).Close())
 	if err == nil && d.opt.Sync {
 		err = d.dir.Sync()
 	}

@@ -132,7 +132,7 @@ func recodeObject(src image.Source, to Sink, kind image.PagemapKind, id uint64) 
 // exchange puts the files of one directory into a set, the inventory last.
 func exchange(set *image.Dir, temp string, old []object) error {
 	dir := filepath.Dir(temp)
-	if err := os.Remove(filepath.Join(dir, inventoryName)); err != nil {
+	if err := errors.Join(os.Remove(filepath.Join(dir, inventoryName)), set.Remove(SumsName)); err != nil {
 		return err
 	}
 	for _, o := range old {

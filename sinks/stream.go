@@ -112,7 +112,15 @@ func (s *Stream) Pagemap(kind image.PagemapKind, id uint64) (Pagemap, error) {
 
 // Commit sends the inventory and the frame that makes all before it valid.
 func (s *Stream) Commit(inv *inventory.InventoryEntry) error {
-	if err := image.Write(s, image.Inventory, 0, inv); err != nil {
+	b, err := encodeInventory(inv)
+	if err != nil {
+		return err
+	}
+	return s.commit(b)
+}
+
+func (s *Stream) commit(inventory []byte) error {
+	if err := writeFile(s, inventoryName, inventory); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -126,6 +134,16 @@ func (s *Stream) Commit(inv *inventory.InventoryEntry) error {
 		return fmt.Errorf("write stream: %w", err)
 	}
 	return nil
+}
+
+// writeFile writes a whole file.
+func writeFile(to Sink, name string, b []byte) error {
+	f, err := to.Create(name)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Close())
 }
 
 // Abort sends nothing more. After Commit there is no way back.

@@ -161,7 +161,15 @@ func (s *Streamer) Pagemap(kind image.PagemapKind, id uint64) (Pagemap, error) {
 
 // Commit sends the inventory and ends the connection.
 func (s *Streamer) Commit(inv *inventory.InventoryEntry) error {
-	if err := image.Write(s, image.Inventory, 0, inv); err != nil {
+	b, err := encodeInventory(inv)
+	if err != nil {
+		return err
+	}
+	return s.commit(b)
+}
+
+func (s *Streamer) commit(inventory []byte) error {
+	if err := writeFile(s, inventoryName, inventory); err != nil {
 		return err
 	}
 	return s.conn.Close()

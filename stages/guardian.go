@@ -16,6 +16,7 @@ import (
 	"cryo/internal/procfs"
 	"cryo/internal/tcprepair"
 	"cryo/pipeline"
+	"cryo/sinks"
 
 	"golang.org/x/sys/unix"
 )
@@ -136,7 +137,7 @@ func doRemoveSet(_ context.Context, data json.RawMessage, fds []int) error {
 
 // isImage says whether a file may be of an image set, by its name.
 func isImage(name string) bool {
-	return strings.HasSuffix(name, ".img") || strings.HasSuffix(name, ".img.tmp") || name == "parent" || name == image.ParentID
+	return strings.HasSuffix(name, ".img") || strings.HasSuffix(name, ".img.tmp") || name == "parent" || name == image.ParentID || name == sinks.SumsName
 }
 
 // guardianLaunch is a guardian that is being started.

@@ -9,11 +9,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"syscall"
 
 	"cryo/internal/guardian"
+	"cryo/internal/image"
 	"cryo/internal/lazy"
 	"cryo/internal/options"
 	"cryo/internal/procfs"
@@ -50,6 +50,10 @@ func AcceptLazyRestore(ctx context.Context, l *net.UnixListener) (*net.UnixConn,
 
 // ServeLazyPages brings pages into the tasks of the restore at the other end of conn until all are in.
 func ServeLazyPages(ctx context.Context, o *options.Options, conn *net.UnixConn) error {
+	return serveLazyPages(ctx, o, conn, openSource)
+}
+
+func serveLazyPages(ctx context.Context, o *options.Options, conn *net.UnixConn, openSet func(*options.Options, *os.File) (image.Source, error)) error {
 	images, err := imagesDir(o)
 	if err != nil {
 		return err
@@ -58,7 +62,7 @@ func ServeLazyPages(ctx context.Context, o *options.Options, conn *net.UnixConn)
 		return errors.New("lazy-pages: it needs the set in a directory: -D - is none")
 	}
 	defer images.Close()
-	src, err := openSource(o, images)
+	src, err := openSet(o, images)
 	if err != nil {
 		return err
 	}
@@ -162,8 +166,9 @@ func killFamilies(pids []int) error {
 
 // Descriptors an own server is started with, besides its log on 2.
 const (
-	lazySocketFD = 3
-	lazyImagesFD = 4
+	lazySocketFD  = 3
+	lazyImagesFD  = 4
+	lazyOptionsFD = 5 // JSON; a key may be among them, so it is no argument
 )
 
 // lazyArgv0 tells an executable that it is started as the server of a lazy restore.
@@ -176,20 +181,21 @@ var lazyAvailable atomic.Bool
 // guardian.Main.
 func LazyMain() {
 	lazyAvailable.Store(true)
-	if len(os.Args) != 2 || os.Args[0] != lazyArgv0 {
+	if len(os.Args) != 1 || os.Args[0] != lazyArgv0 {
 		return
 	}
 	os.WriteFile("/proc/self/comm", []byte(lazyArgv0), 0)
-	if err := ownLazyServer(os.Args[1]); err != nil {
+	if err := ownLazyServer(); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", lazyArgv0, err)
 		os.Exit(1)
 	}
 	os.Exit(0)
 }
 
-func ownLazyServer(text string) error {
+func ownLazyServer() error {
 	o := options.Default()
-	if err := json.NewDecoder(strings.NewReader(text)).Decode(o); err != nil {
+	f := os.NewFile(lazyOptionsFD, "options")
+	if err := errors.Join(json.NewDecoder(f).Decode(o), f.Close()); err != nil {
 		return err
 	}
 	o.ImagesDirFD = lazyImagesFD
@@ -197,7 +203,28 @@ func ownLazyServer(text string) error {
 	if err != nil {
 		return err
 	}
-	return ServeLazyPages(context.Background(), o, conn.(*net.UnixConn))
+	return serveLazyPages(context.Background(), o, conn.(*net.UnixConn), openVerified)
+}
+
+// optionsFile is options in a file that has no name.
+func optionsFile(o *options.Options) (*os.File, error) {
+	if _, err := keyOf(o); err != nil { // a descriptor it comes from is not handed on
+		return nil, err
+	}
+	text, err := json.Marshal(o)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.MemfdCreate("options", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	f := os.NewFile(uintptr(fd), "options")
+	if _, err := f.WriteAt(text, 0); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // startLazyServer starts a process that serves one restore.
@@ -205,10 +232,11 @@ func startLazyServer(o *options.Options, images *os.File) (*lazy.Client, error) 
 	if !lazyAvailable.Load() {
 		return nil, fmt.Errorf("no lazy-pages server listens on %s in the work directory: start criu lazy-pages there first", lazy.SocketName)
 	}
-	text, err := json.Marshal(o)
+	text, err := optionsFile(o)
 	if err != nil {
 		return nil, err
 	}
+	defer text.Close()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socketpair", err)
@@ -225,9 +253,9 @@ func startLazyServer(o *options.Options, images *os.File) (*lazy.Client, error) 
 		return nil, err
 	}
 	defer null.Close()
-	proc, err := os.StartProcess("/proc/self/exe", []string{lazyArgv0, string(text)}, &os.ProcAttr{
+	proc, err := os.StartProcess("/proc/self/exe", []string{lazyArgv0}, &os.ProcAttr{
 		Dir:   o.Work(),
-		Files: []*os.File{null, null, os.Stderr, theirs, images},
+		Files: []*os.File{null, null, os.Stderr, theirs, images, text},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {

@@ -57,6 +57,9 @@ func newMigration(ctx context.Context, o *options.Options) (*migration, error) {
 	if o.Port == 0 {
 		return nil, errors.New("migrate needs --port, and --address unless the destination is this machine")
 	}
+	if o.Compress != "" || o.KeyFile != "" || o.Checksum {
+		return nil, errors.New("migrate stores nothing that --compress, --key-file or --checksum would be for; --tls protects what it sends")
+	}
 	m := &migration{o: o, id: rand.Text()}
 	var err error
 	if m.images, err = imagesDir(o); err != nil {

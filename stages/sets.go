@@ -38,24 +38,50 @@ func imagesDir(o *options.Options) (*os.File, error) {
 // openSink opens where the set of a dump goes to. dir is the directory of it, nil for none, and stays the caller's.
 func openSink(o *options.Options, dir *os.File) (sinks.Sink, error) {
 	to, err := openPlainSink(o, dir)
-	if err != nil || o.Compress == "" {
-		return to, err
+	if err != nil {
+		return nil, err
 	}
-	packed, err := sinks.Compress(to, codecs[o.Compress], int(min(o.CompressRegion, image.MaxBlock+1)))
+	key, err := keyOf(o)
+	if err == nil && (key != nil || o.Compress != "") {
+		if key != nil {
+			to = sinks.Encrypt(to, key)
+		}
+		var packed sinks.Sink
+		if packed, err = sinks.Compress(to, codecs[o.Compress], int(min(o.CompressRegion, image.MaxBlock+1))); err == nil {
+			return packed, nil
+		}
+		err = fmt.Errorf("--compress-region: %w", err)
+	}
 	if err != nil {
 		to.Close()
-		return nil, fmt.Errorf("--compress-region: %w", err)
+		return nil, err
 	}
-	return packed, nil
+	return to, nil
 }
 
-var codecs = map[options.Format]image.Codec{"lz4": image.LZ4, "zstd": image.Zstd}
+// keyOf is the key of o, nil where it has none. A descriptor it comes from is read once.
+func keyOf(o *options.Options) (image.Key, error) {
+	if o.Key == nil && o.KeyFile != "" {
+		key, err := image.ReadKey(o.KeyFile)
+		if err != nil {
+			return nil, err
+		}
+		o.Key = key
+	}
+	return o.Key, nil
+}
+
+var codecs = map[options.Format]image.Codec{"": image.Plain, "lz4": image.LZ4, "zstd": image.Zstd}
 
 // openPlainSink opens where bytes go as they are.
 func openPlainSink(o *options.Options, dir *os.File) (sinks.Sink, error) {
 	switch {
 	case o.Compress != "" && o.PageServer:
 		return nil, errors.New("--compress: pages for a page server go there as they are; crit compress makes them smaller where they are stored")
+	case (o.KeyFile != "" || o.Key != nil) && o.PageServer:
+		return nil, errors.New("--key-file: pages for a page server go there as they are, and are stored so; --tls protects them on their way")
+	case o.Checksum && (o.PageServer || o.Stream || dir == nil):
+		return nil, errors.New("--checksum: a set has checksums where all of it is put into one directory; a stream has its own")
 	case dir == nil:
 		return pipeOut(o)
 	case o.Stream && o.PageServer:
@@ -67,7 +93,7 @@ func openPlainSink(o *options.Options, dir *os.File) (sinks.Sink, error) {
 	if err != nil {
 		return nil, err
 	}
-	meta, err := sinks.NewDirFile(own, sinks.DirOptions{Sync: o.Sync, Parent: o.PrevImagesDir})
+	meta, err := sinks.NewDirFile(own, sinks.DirOptions{Sync: o.Sync, Checksum: o.Checksum, Parent: o.PrevImagesDir})
 	if err != nil || !o.PageServer {
 		return meta, err
 	}
@@ -79,8 +105,41 @@ func openPlainSink(o *options.Options, dir *os.File) (sinks.Sink, error) {
 	return sinks.NewPageServer(meta, conn, borrowed), nil
 }
 
-// openSource opens where the set of a restore comes from.
+// openSource opens where the set of a restore comes from, and compares it with its checksums.
 func openSource(o *options.Options, dir *os.File) (image.Source, error) {
+	if dir != nil && !o.Stream {
+		own, err := dup(dir)
+		if err != nil {
+			return nil, err
+		}
+		set := image.NewDir(own)
+		defer set.Close()
+		if err := sinks.Verify(set, o.Checksum); err != nil {
+			return nil, err
+		}
+	}
+	return openVerified(o, dir)
+}
+
+// openVerified is openSource for a set that has been compared with its checksums.
+func openVerified(o *options.Options, dir *os.File) (image.Source, error) {
+	raw, err := openRaw(o, dir)
+	if err != nil {
+		return nil, err
+	}
+	src, err := unseal(o, raw)
+	if err == nil {
+		src, err = image.Expand(src)
+	}
+	if err != nil {
+		raw.Close()
+		return nil, err
+	}
+	return src, nil
+}
+
+// openRaw opens a set as it is stored.
+func openRaw(o *options.Options, dir *os.File) (image.Source, error) {
 	switch {
 	case dir == nil:
 		if isTerminal(os.Stdin) {
@@ -94,10 +153,22 @@ func openSource(o *options.Options, dir *os.File) (image.Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	set := image.NewDir(own)
-	src, err := image.Expand(set)
+	return image.NewDir(own), nil
+}
+
+// unseal makes a readable set of one that may be encrypted.
+func unseal(o *options.Options, src image.Source) (image.Source, error) {
+	key, err := keyOf(o)
 	if err != nil {
-		set.Close()
+		return nil, err
+	}
+	if key != nil {
+		return image.Unseal(src, key)
+	}
+	if sealed, err := image.Sealed(src); sealed || err != nil {
+		if err == nil {
+			err = fmt.Errorf("%s is encrypted: name the file with its key by --key-file", src)
+		}
 		return nil, err
 	}
 	return src, nil

@@ -72,14 +72,19 @@ func (tr *tracking) openParent(o *options.Options, images *os.File) error {
 	if err != nil {
 		return fail(fmt.Errorf("%w: --prev-images-dir is relative to the images directory", err))
 	}
-	tr.parent = image.NewDir(os.NewFile(uintptr(fd), o.PrevImagesDir))
+	set := image.NewDir(os.NewFile(uintptr(fd), o.PrevImagesDir))
+	tr.parent = set
 	var own, up unix.Stat_t
 	err = errors.Join(unix.Fstat(int(images.Fd()), &own), unix.Fstat(fd, &up))
 	if err == nil && own.Dev == up.Dev && own.Ino == up.Ino {
 		err = errors.New("it is the directory of the new one: use another for each set of a chain")
 	}
+	var plain image.Source
 	if err == nil {
-		tr.before, err = image.ReadInventory(tr.parent)
+		if plain, err = unseal(o, set); err == nil {
+			tr.parent = image.Packed(plain)
+			tr.before, err = image.ReadInventory(tr.parent)
+		}
 	}
 	if err == nil && tr.before.GetDumpUptime() > uptime() {
 		err = errors.New("it is newer than this moment, so it was made on another machine or after another boot")

@@ -1,8 +1,11 @@
 package e2e
 
 import (
+	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 )
 
@@ -41,4 +44,42 @@ func TestCritCompress(t *testing.T) {
 		target.Restore(tools.Criu, images)
 		target.Go()
 	}
+}
+
+// TestSealed encrypts sets of all sorts: alone and in a chain, compressed, with checksums, in a pipe; restored at once and lazily.
+func TestSealed(t *testing.T) {
+	RequireRoot(t)
+	key := filepath.Join(t.TempDir(), "key")
+	write(t, key, strings.Repeat("secret", 8))
+	t.Run("alone", func(t *testing.T) {
+		for _, extra := range []string{"--checksum", "--lazy-pages"} {
+			target, images := tools.StartWorkload(t, "memory"), t.TempDir()
+			target.Dump(tools.Criu, images, "--key-file", key, "--checksum")
+			target.Restore(tools.Criu, images, "--key-file", key, extra)
+			target.Go()
+		}
+	})
+	t.Run("chain", func(t *testing.T) {
+		target, sets := tools.StartWorkload(t, "memory"), t.TempDir()
+		first, second := filepath.Join(sets, "1"), filepath.Join(sets, "2")
+		for _, dir := range []string{first, second} {
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		common := []string{"--key-file", key, "--compress=zstd", "--checksum"}
+		Must(t, filepath.Join(first, "pre.log"), append([]string{tools.Criu, "pre-dump", "-t", strconv.Itoa(target.Pid), "-D", first, "-o", "pre.log", "-v4"}, common...)...)
+		target.Dump(tools.Criu, second, append(common, "--prev-images-dir", "../1", "--track-mem")...)
+		target.Restore(tools.Criu, second, "--key-file", key, "--checksum")
+		target.Go()
+	})
+	t.Run("no key", func(t *testing.T) {
+		target, images := tools.StartWorkload(t, "idle"), t.TempDir()
+		target.Dump(tools.Criu, images, "--key-file", key)
+		if r := Run(t, tools.Criu, "restore", "-d", "-D", images); r.Code == 0 || !strings.Contains(r.Stderr, "--key-file") {
+			t.Errorf("restored without its key: %s", r.Stderr)
+		}
+		target.Restore(tools.Criu, images, "--key-file", key)
+		target.Go()
+	})
 }

@@ -150,8 +150,11 @@ func Expand(src Source) (Source, error) {
 			return src, err
 		}
 	}
-	return &expanded{Source: src, maps: map[uint32]pagemapName{}}, nil
+	return Packed(src), nil
 }
+
+// Packed makes a source of one that may have compressed pages without looking at its inventory, which need not be there yet.
+func Packed(src Source) Source { return &expanded{Source: src, maps: map[uint32]pagemapName{}} }
 
 // packedBelow says whether a set that a plain one builds on is compressed.
 func packedBelow(src Source) (bool, error) {
@@ -194,7 +197,7 @@ func (x *expanded) Parent() (Source, error) {
 	if err != nil || src == nil {
 		return src, err
 	}
-	return &expanded{Source: src, maps: map[uint32]pagemapName{}}, nil
+	return Packed(src), nil
 }
 
 // OpenPages opens a pages file as if it had been stored plainly.

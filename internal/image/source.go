@@ -208,6 +208,17 @@ func (d *Dir) Names() ([]string, error) {
 	return f.Readdirnames(-1)
 }
 
+// Remove removes a file of the set; one that is not there is gone already.
+func (d *Dir) Remove(name string) error {
+	if err := CheckName(name); err != nil {
+		return err
+	}
+	if err := unix.Unlinkat(int(d.dir.Fd()), name, 0); err != nil && err != unix.ENOENT {
+		return &fs.PathError{Op: "remove", Path: d.join(name), Err: err}
+	}
+	return nil
+}
+
 // Parent follows the link named parent, the only one there may be in a set. Whoever owns a set may point it at
 // sets of their own; only the superuser's link may lead to another owner's directory, else a set could be made
 // to show memory of somebody else.

@@ -18,6 +18,7 @@ const (
 	Incremental Capability = "incremental dumps"
 	Dedups      Capability = "deduplication"
 	Compression Capability = "compression"
+	Integrity   Capability = "checksums and encryption"
 	// Acceleration: the library has no such choice.
 	Acceleration Capability = "a faster LZ4"
 	Lazy         Capability = "lazy restore"
@@ -65,6 +66,7 @@ var built = map[Capability]bool{
 	Incremental: true,
 	Dedups:      true,
 	Compression: true,
+	Integrity:   true,
 	Devices:     true,
 	UnixSockets: true,
 	DryRunning:  true,

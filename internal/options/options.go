@@ -121,6 +121,12 @@ type Options struct {
 	CompressRegion Size
 	// CompressAcceleration trades size for speed; 1 is as usual.
 	CompressAcceleration int
+	// Checksum puts checksums into a set, and demands them of one that is restored. Those that are there are compared anyway.
+	Checksum bool
+	// KeyFile is a file with the key that a set is encrypted with.
+	KeyFile string
+	// Key is what KeyFile holds, once it has been read; a Go caller may set it alone.
+	Key []byte
 	// GhostLimit is the largest deleted file in bytes whose content is put in the set.
 	GhostLimit Size
 	// GhostFiemap finds the holes of deleted files with FIEMAP.

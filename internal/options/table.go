@@ -158,6 +158,11 @@ var Table = []Option{
 	text(secImages, "compress-acceleration", "N", dumping, "", Acceleration, "compress faster and worse (1: as usual)",
 		func(o *Options) any { return bounded{&o.CompressAcceleration, 1, 1 << 16, "acceleration"} }).own().
 		watching(func(o *Options) any { return o.CompressAcceleration }),
+	flag(secImages, "checksum", dumping|restoring|LazyPages, "", Integrity, "put checksums into the set; refuse to restore one that has none",
+		func(o *Options) *bool { return &o.Checksum }).own(),
+	text(secImages, "key-file", "FILE", dumping|restoring|LazyPages, "", Integrity,
+		"encrypt and authenticate the set with the bytes of FILE (/dev/fd/N: a descriptor)",
+		func(o *Options) any { return &o.KeyFile }).own(),
 	flag(secImages, "sync", dumping|PageServer|Receive, "", Syncing, "put the set on stable storage before it counts as valid",
 		func(o *Options) *bool { return &o.Sync }).own(),
 
