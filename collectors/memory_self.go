@@ -9,6 +9,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"unique"
 
 	"cryo/internal/pagecopy"
 	"cryo/internal/procfs"
@@ -33,13 +34,24 @@ type selfWriter struct {
 
 // SelfWriting is what lets tasks write their own pages, one at a time: there is one thread that traces them.
 type SelfWriting struct {
-	trace func(func() error) error
-	turn  chan struct{}
+	trace  func(func() error) error
+	turn   chan struct{}
+	links  map[string]string // the tool's own procLinks
+	groups string            // its control groups, as /proc tells them
 }
+
+// procLinks are those below /proc/PID that say whether two processes see the same /proc.
+var procLinks = []string{"ns/pid", "ns/mnt", "ns/user", "root"}
 
 // NewSelfWriting takes a function that runs another one on the thread that traces the tasks.
 func NewSelfWriting(trace func(func() error) error) *SelfWriting {
-	return &SelfWriting{trace, make(chan struct{}, 1)}
+	by := &SelfWriting{trace: trace, turn: make(chan struct{}, 1), links: map[string]string{}}
+	for _, name := range procLinks {
+		by.links[name], _ = os.Readlink("/proc/self/" + name) // "" is like nobody's
+	}
+	groups, _ := os.ReadFile("/proc/self/cgroup")
+	by.groups = string(groups)
+	return by
 }
 
 // writer returns nil if the task cannot write by itself. Whether it may is found out when there is much to write.
@@ -48,7 +60,7 @@ func (by *SelfWriting) writer(src *pagecopy.Task, t *Task) *selfWriter {
 		return nil
 	}
 	w := &selfWriter{Task: src, task: t, by: by}
-	w.ready = sync.OnceValue(func() bool { return mayWrite(t) })
+	w.ready = sync.OnceValue(func() bool { return by.mayWrite(t) })
 	return w
 }
 
@@ -56,7 +68,7 @@ func (by *SelfWriting) writer(src *pagecopy.Task, t *Task) *selfWriter {
 func (w *selfWriter) Ready() bool { return w.ready() }
 
 // mayWrite says whether nothing of the task stands against its writing a file. What cannot be found out does.
-func mayWrite(t *Task) bool {
+func (by *SelfWriting) mayWrite(t *Task) bool {
 	if !t.Session.CrashSafe() || t.Status == nil || t.Status.Seccomp != 0 {
 		return false
 	}
@@ -64,34 +76,21 @@ func mayWrite(t *Task) bool {
 	if err != nil || limits[unix.RLIMIT_FSIZE].Cur != procfs.Infinity {
 		return false
 	}
-	same, err := seesSameProc(t)
-	if err != nil || !same {
+	if !by.seesSameProc(t) {
 		return false
 	}
-	free, err := cgroupUnlimited(t)
+	free, err := by.cgroupUnlimited(t)
 	return err == nil && free
 }
 
 // seesSameProc says whether /proc/PID means the same to the task and to the tool.
-func seesSameProc(t *Task) (bool, error) {
-	for _, ns := range []string{"ns/pid", "ns/mnt", "ns/user"} {
-		theirs, err := t.Proc.Readlink(ns)
-		if err != nil {
-			return false, err
-		}
-		if own, err := os.Readlink("/proc/self/" + ns); err != nil || own != theirs {
-			return false, err
+func (by *SelfWriting) seesSameProc(t *Task) bool {
+	for _, name := range procLinks {
+		if theirs, err := t.Proc.Readlink(name); err != nil || theirs != by.links[name] {
+			return false
 		}
 	}
-	for _, proc := range []func() (string, error){
-		func() (string, error) { return t.Proc.Readlink("root") },
-		func() (string, error) { return os.Readlink("/proc/self/root") },
-	} {
-		if root, err := proc(); err != nil || root != "/" {
-			return false, err
-		}
-	}
-	return true, nil
+	return by.links["root"] == "/"
 }
 
 // WritePages runs the program. A failure of any kind is no error: what is missing is written by the tool. So it is while
@@ -138,18 +137,14 @@ func (by *SelfWriting) run(t *Task, p *remote.Program) (res *remote.Results, err
 
 // cgroupUnlimited says whether page cache that the task makes is charged to nobody who has a limit that the tool has
 // not: it is in the tool's memory cgroup, or in one without limits up to the root.
-func cgroupUnlimited(t *Task) (bool, error) {
-	theirs, err := t.Proc.Read("cgroup")
-	if err != nil {
-		return false, err
+func (by *SelfWriting) cgroupUnlimited(t *Task) (_ bool, err error) {
+	theirs := t.Leader().cgroups
+	if theirs == (unique.Handle[string]{}) {
+		return false, nil
 	}
-	own, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return false, err
-	}
-	for line := range strings.Lines(string(theirs)) {
+	for line := range strings.Lines(theirs.Value()) {
 		field := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		if len(field) != 3 || strings.Contains("\n"+string(own), "\n"+line) {
+		if len(field) != 3 || strings.Contains("\n"+by.groups, "\n"+line) {
 			continue
 		}
 		var free bool

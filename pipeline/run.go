@@ -86,6 +86,7 @@ func process[I any](s *Stage, v I, body func() error) error {
 	if s.run.watched() {
 		began = s.run.itemStart(s, nameOf(v))
 	}
+	growStack()
 	err := protect(body)
 	if err == nil && s.n.g.inject != nil {
 		err = s.n.g.inject(s.n.name, "item "+nameOf(v))

@@ -1,10 +1,13 @@
 package stages
 
 import (
+	"cmp"
+
 	"cryo/collectors"
 	"cryo/pipeline"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/cgroup"
+	"golang.org/x/sync/errgroup"
 )
 
 // probed is a task with what /proc tells of it, before anything is numbered.
@@ -18,15 +21,17 @@ func (d *dumper) collectFDs(_ *pipeline.Stage, t *collectors.Task) (probed, erro
 	if !t.Live() {
 		return probed{Task: t}, nil
 	}
-	if err := collectors.CollectStat(t); err != nil {
-		return probed{}, err
+	var beside errgroup.Group
+	beside.Go(func() (err error) {
+		t.Memory, err = collectors.ReadMemory(t)
+		return err
+	})
+	err := collectors.CollectStat(t)
+	var fds []*collectors.Probe
+	if err == nil {
+		fds, err = d.env.Prober.FDs(t)
 	}
-	var err error
-	if t.Memory, err = collectors.ReadMemory(t); err != nil {
-		return probed{}, err
-	}
-	fds, err := d.env.Prober.FDs(t)
-	return probed{t, fds}, err
+	return probed{t, fds}, cmp.Or(err, beside.Wait())
 }
 
 // identify numbers what a task uses: kernel objects, namespaces, files. Tasks come in their order.

@@ -147,7 +147,13 @@ func (d *dumper) endTree(tasks []*collectors.Task) error {
 	if err := d.silence(); err != nil {
 		return err
 	}
-	return errors.Join(d.tracer.Do(d.freezer.kill), d.openDoors())
+	err = d.tracer.Do(func() error {
+		err := d.freezer.kill()
+		d.frozen() // what is dead does not stand still
+		d.freezer.reap()
+		return err
+	})
+	return errors.Join(err, d.openDoors())
 }
 
 // pointOfNoReturn gives the guardian what is to be done from here on and drops what would have been taken back; forget

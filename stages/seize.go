@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"cryo/collectors"
@@ -39,7 +40,7 @@ func (d *dumper) seize(s *pipeline.Stage, emit func(*Tree) error) error {
 		return err
 	}
 	freezing := d.stats.Freezing.Start()
-	d.frozen = d.stats.Frozen.Start()
+	d.frozen = sync.OnceFunc(d.stats.Frozen.Start())
 	var root *collectors.Task
 	err = d.tracer.Do(func() (err error) {
 		root, err = d.freezer.freeze(s.Context(), d.o.Tree)

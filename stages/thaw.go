@@ -39,7 +39,7 @@ func (f *freezer) stop() error {
 	return f.thaw()
 }
 
-// kill ends all tasks and waits until their threads have gone.
+// kill ends all tasks.
 func (f *freezer) kill() error {
 	var errs []error
 	for _, t := range f.tasks {
@@ -49,6 +49,11 @@ func (f *freezer) kill() error {
 			}
 		}
 	}
+	return errors.Join(errs...)
+}
+
+// reap waits until the threads of all tasks, which have been killed, have gone.
+func (f *freezer) reap() {
 	// A leader's end is reported only when all other threads have been waited for.
 	for _, t := range f.tasks {
 		for _, tid := range t.Workers {
@@ -59,7 +64,6 @@ func (f *freezer) kill() error {
 		}
 	}
 	clear(f.stopped)
-	return errors.Join(errs...)
 }
 
 // reap waits for the end of a traced thread that has been killed.
