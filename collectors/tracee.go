@@ -50,7 +50,8 @@ func (tr *Tracees) Inject(tasks []*Task) []error {
 	leaders, options := make([]*remote.Thread, len(tasks)), make([]remote.Options, len(tasks))
 	for i, t := range tasks {
 		leaders[i] = t.Leader().Tracee
-		options[i] = remote.Options{Status: t.Leader().Status, SlotSize: slotSize, Slots: min(len(t.Threads), maxSlots+1)}
+		options[i] = remote.Options{Status: t.Leader().Status, SlotSize: slotSize, Slots: min(len(t.Threads), maxSlots+1),
+			Mappings: t.Memory.maps}
 	}
 	sessions, errs := remote.InjectAll(leaders, options)
 	for i, t := range tasks {

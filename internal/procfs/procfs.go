@@ -9,10 +9,13 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
 	"sync"
+
+	"cryo/internal/spread"
 
 	"golang.org/x/sys/unix"
 )
@@ -176,22 +179,33 @@ func (d *Dir) numbers(entry string) ([]int, error) {
 // CONFIG_PROC_CHILDREN). Children that are created or reparented meanwhile may be missed: list again until nothing new
 // appears. The order is the kernel's: oldest first.
 func (d *Dir) Children(tids []int) ([]int, error) {
-	var list []int
-	for _, tid := range tids {
-		b, err := d.ReadList(fmt.Sprintf("task/%d/children", tid))
+	lists := make([][]int, len(tids))
+	err := spread.Range(len(tids), childrenChunk, func(i int) (err error) {
+		lists[i], err = d.childrenOf(tids[i])
 		if os.IsNotExist(err) && len(tids) > 1 {
-			continue // the thread has gone; its children went to a sibling
+			return nil // the thread has gone; its children went to a sibling
 		}
+		return err
+	})
+	return slices.Concat(lists...), err
+}
+
+// childrenChunk is how many threads are asked for their children at a time.
+const childrenChunk = 64
+
+// childrenOf returns the pids of one thread's children.
+func (d *Dir) childrenOf(tid int) ([]int, error) {
+	b, err := d.ReadList("task/" + strconv.Itoa(tid) + "/children")
+	if err != nil {
+		return nil, err
+	}
+	var list []int
+	for _, f := range strings.Fields(string(b)) {
+		n, err := strconv.Atoi(f)
 		if err != nil {
-			return nil, err
+			return nil, &FormatError{d.Path("children"), f}
 		}
-		for _, f := range strings.Fields(string(b)) {
-			n, err := strconv.Atoi(f)
-			if err != nil {
-				return nil, &FormatError{d.Path("children"), f}
-			}
-			list = append(list, n)
-		}
+		list = append(list, n)
 	}
 	return list, nil
 }

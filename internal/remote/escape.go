@@ -73,14 +73,14 @@ var recentEscapes struct {
 
 const maxRecentEscapes = 4
 
-// findEscape is FindEscape for a stopped thread. On kernels that tell single mappings (6.11) it tries the escapes found in
-// other tasks before it reads through the whole of this one.
-func findEscape(t *Thread) (Escape, error) {
+// findEscape is FindEscape for a stopped thread. It tries the escapes found in other tasks before it reads through the whole
+// of this one, if the mappings of the task are known or the kernel tells single ones (6.11).
+func findEscape(t *Thread, maps []vma.Mapping) (Escape, error) {
 	recentEscapes.Lock()
 	recent := slices.Clone(recentEscapes.list)
 	recentEscapes.Unlock()
 	for _, e := range recent {
-		if e.isIn(t) {
+		if e.isIn(t, maps) {
 			return e, nil
 		}
 	}
@@ -97,8 +97,9 @@ func findEscape(t *Thread) (Escape, error) {
 	return e, nil
 }
 
-// isIn says whether the code of an escape is in the task of t too, and takes over where its stack begins.
-func (e *Escape) isIn(t *Thread) bool {
+// isIn says whether the code of an escape is in the task of t too, and takes over where its stack begins. known are the
+// mappings of the task, nil if they are not known.
+func (e *Escape) isIn(t *Thread, known []vma.Mapping) bool {
 	text := make([]byte, 2*arch.EscapeOverlap)
 	at, after := text[:arch.EscapeOverlap], text[arch.EscapeOverlap:]
 	if ptrace.ReadMemory(t.TID, e.call, at) != nil || ptrace.ReadMemory(t.TID, e.sigreturn, after) != nil {
@@ -110,7 +111,11 @@ func (e *Escape) isIn(t *Thread) bool {
 	if _, sigreturn := arch.FindEscape(after); sigreturn != 0 {
 		return false
 	}
-	maps, err := vma.At(t.TID, e.call, e.sigreturn, t.Regs.StackPointer())
+	addrs := [...]uint64{e.call, e.sigreturn, t.Regs.StackPointer()}
+	maps, err := vma.Pick(known, addrs[:]...), error(nil)
+	if known == nil {
+		maps, err = vma.At(t.TID, addrs[:]...)
+	}
 	if err != nil || maps[0].Prot&maps[1].Prot&unix.PROT_EXEC == 0 || maps[2].Name != "[stack]" || maps[2].Prot&unix.PROT_WRITE == 0 {
 		return false
 	}

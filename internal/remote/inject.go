@@ -151,7 +151,7 @@ func prepare(leader *Thread, o Options) (*Session, error) {
 	s := &Session{status: *o.Status, instr: o.SyscallAt, area: Area{Size: AreaSize(max(o.Slots, 1), o.SlotSize)}}
 	s.leader = &Slot{session: s, thread: leader}
 	if o.Escape == nil {
-		e, err := findEscape(leader)
+		e, err := findEscape(leader, o.Mappings)
 		if err != nil {
 			return nil, err
 		}

@@ -5,6 +5,7 @@ import (
 
 	"cryo/arch"
 	"cryo/internal/procfs"
+	"cryo/internal/vma"
 )
 
 // Session is the engine inside one task: the interpreter, and buffers for programs.
@@ -47,6 +48,8 @@ type Options struct {
 	SyscallAt uint64
 	// Escape is what FindEscape found in the task before the freeze. It is looked for if nil.
 	Escape *Escape
+	// Mappings are those of the stopped task, nil if they are not known.
+	Mappings []vma.Mapping
 	// Status is /proc/PID/status of the stopped leader. It is read if nil.
 	Status *procfs.Status
 	// PtraceOptions are the options the tracee has; what the engine needs is added.

@@ -179,6 +179,23 @@ func unescape(name string) []byte {
 	return bytes.ReplaceAll([]byte(name), []byte(`\012`), []byte("\n"))
 }
 
+// Pick is At in a list of mappings.
+func Pick(maps []Mapping, addrs ...uint64) []Mapping {
+	found := make([]Mapping, len(addrs))
+	for i, addr := range addrs {
+		at, _ := slices.BinarySearchFunc(maps, addr, func(m Mapping, addr uint64) int {
+			if m.End <= addr {
+				return -1
+			}
+			return 1
+		})
+		if at < len(maps) && maps[at].Start <= addr {
+			found[i] = maps[at]
+		}
+	}
+	return found
+}
+
 // At tells the mappings that hold the given addresses of task pid, without listing all; where no mapping holds an address
 // its Size is 0. It needs PROCMAP_QUERY (kernel 6.11).
 func At(pid int, addrs ...uint64) ([]Mapping, error) {
