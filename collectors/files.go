@@ -239,6 +239,9 @@ func (f *Files) Finish() error {
 	}
 	f.locksInFlight()
 	f.checkWatchedGhosts()
+	if err := f.env.NetNS.finish(f.env); err != nil {
+		return err
+	}
 	if err := f.unix.finish(f); err != nil {
 		return err
 	}

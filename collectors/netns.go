@@ -12,6 +12,7 @@ import (
 	"cryo/internal/netfilter"
 	"cryo/internal/nsenter"
 
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/tun"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -23,9 +24,11 @@ import (
 // ctnetlink. Images: netns-N, netdev-N, ifaddr-N, route-N, route6-N, rule-N, iptables-N, ip6tables-N, nftables-N,
 // netns-ct-N, netns-exp-N.
 type NetNS struct {
-	inode  uint64
-	number uint32   // in the images
-	file   *os.File // nil: the tool's own
+	inode   uint64
+	number  uint32                       // in the images
+	file    *os.File                     // nil: the tool's own
+	tuns    map[string]*tun.TunLinkEntry // TUN and TAP devices that the tree has open, by name
+	indices []uint32                     // of the devices that are stored
 }
 
 // Own is the namespace as a file, nil if it is the tool's.
@@ -60,20 +63,32 @@ func (n *NetNS) belong(env *Env, t *Task, inode uint64, number uint32) error {
 		return fmt.Errorf("network namespace of task %d: %w", t.Pid, err)
 	}
 	n.file = os.NewFile(uintptr(fd), "network namespace")
-	return nsenter.Net(n.file, func() error { return n.check(env, t) })
+	return nil
 }
 
-// check notes what of the namespace cannot be dumped. It runs in there.
-func (n *NetNS) check(env *Env, t *Task) error {
+// finish notes what of a namespace of the tree's own cannot be dumped, when all descriptors are known.
+func (n *NetNS) finish(env *Env) error {
+	if n.file == nil {
+		return nil
+	}
+	return nsenter.Net(n.file, func() error { return n.check(env) })
+}
+
+// check is finish in the namespace.
+func (n *NetNS) check(env *Env) error {
 	refuse := func(what, remedy string) {
-		env.Obstacles.Add(Obstacle{Pid: t.Pid, Where: "network namespace", What: what, Remedy: remedy})
+		env.Obstacles.Add(Obstacle{Where: "network namespace of the tree", What: what, Remedy: remedy})
 	}
 	links, err := netlink.LinkList()
 	if err != nil {
 		return fmt.Errorf("network devices: %w", err)
 	}
 	for _, l := range links {
-		if !isLoopback(l) && !fallbackDevice(l) {
+		if l.Type() == tunType {
+			if what := n.tunObstacle(l); what != "" {
+				refuse(what, "dump its tasks as well")
+			}
+		} else if !isLoopback(l) && !fallbackDevice(l) {
 			refuse(fmt.Sprintf("network device %s (%s), which cannot be dumped yet", l.Attrs().Name, l.Type()), "remove it before the dump")
 		}
 	}
@@ -96,6 +111,9 @@ func (n *NetNS) check(env *Env, t *Task) error {
 	}
 	return nil
 }
+
+// tunType is what the netlink library calls TUN and TAP devices.
+const tunType = "tuntap"
 
 func isLoopback(l netlink.Link) bool { return l.Attrs().Flags&net.FlagLoopback != 0 }
 

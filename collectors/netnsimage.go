@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"cryo/internal/image"
 	"cryo/internal/netfilter"
@@ -26,6 +28,9 @@ import (
 // connections that are tracked after it.
 func (n *NetNS) Write(set image.Creator, lock func() error) error {
 	if n.file == nil {
+		if err := n.writeTuns(set); err != nil {
+			return err
+		}
 		return lock()
 	}
 	return nsenter.Net(n.file, func() error {
@@ -60,7 +65,27 @@ func (n *NetNS) raw(set image.Creator, pattern string, contents []byte) error {
 	return errors.Join(err, w.Close())
 }
 
-// writeDevices stores the devices. Those that check lets through are loopback, and what needs not be stored.
+// writeTuns stores the devices of the tool's own namespace that end with the tree, with their addresses and routes. criu
+// dumps no tree that has any, and reads no images of a namespace that is not dumped.
+func (n *NetNS) writeTuns(set image.Creator) error {
+	if len(n.tuns) == 0 {
+		return nil
+	}
+	if err := n.writeDevices(set); err != nil {
+		return err
+	}
+	return n.writeRoutes(set)
+}
+
+// stored says whether a device is part of the dump. Others that check lets through need not be stored.
+func (n *NetNS) stored(l netlink.Link) bool {
+	if n.file == nil {
+		return n.tuns[l.Attrs().Name] != nil
+	}
+	return isLoopback(l) || l.Type() == tunType
+}
+
+// writeDevices stores the devices.
 func (n *NetNS) writeDevices(set image.Creator) error {
 	links, err := netlink.LinkList()
 	if err != nil {
@@ -68,7 +93,7 @@ func (n *NetNS) writeDevices(set image.Creator) error {
 	}
 	var entries []*netdev.NetDeviceEntry
 	for _, l := range links {
-		if !isLoopback(l) {
+		if !n.stored(l) {
 			continue
 		}
 		a := l.Attrs()
@@ -76,6 +101,12 @@ func (n *NetNS) writeDevices(set image.Creator) error {
 			Type: netdev.NdType_LOOPBACK.Enum(), Ifindex: proto.Uint32(uint32(a.Index)), Mtu: proto.Uint32(uint32(a.MTU)),
 			Flags: proto.Uint32(a.RawFlags), Name: proto.String(a.Name), PeerIfindex: proto.Uint32(uint32(a.Index)), PeerNsid: proto.Uint32(n.number),
 		}
+		if l.Type() == tunType {
+			if err := n.tunDevice(e, l); err != nil {
+				return err
+			}
+		}
+		n.indices = append(n.indices, uint32(a.Index))
 		if e.Conf4, err = settings("ipv4", a.Name, image.DeviceSettings4); err == nil {
 			e.Conf6, err = settings("ipv6", a.Name, image.DeviceSettings6)
 		}
@@ -174,7 +205,7 @@ func (n *NetNS) writeRoutes(set image.Creator) error {
 			return fmt.Errorf("%s: %w", fmt.Sprintf(d.Pattern, n.number), err)
 		}
 		for _, m := range msgs {
-			if len(m) > 0 && (d.family == unix.AF_UNSPEC || int(m[0]) == d.family) && !d.skip(m) {
+			if len(m) > 0 && (d.family == unix.AF_UNSPEC || int(m[0]) == d.family) && !d.skip(m) && n.concerns(d.RouteDump, m) {
 				b = append(b, netfilter.Message(uint16(d.Answer), m)...)
 			}
 		}
@@ -206,4 +237,22 @@ func (n *NetNS) writeTracked(set image.Creator) error {
 		}
 	}
 	return nil
+}
+
+// concerns says whether an address, route or rule is part of the dump: in the tool's own namespace, what is of a device that
+// is stored.
+func (n *NetNS) concerns(d image.RouteDump, body []byte) bool {
+	const deviceAt = 4 // in struct ifaddrmsg
+	switch {
+	case n.file != nil:
+		return true
+	case d.Answer == unix.RTM_NEWADDR && len(body) >= unix.SizeofIfAddrmsg:
+		return slices.Contains(n.indices, binary.NativeEndian.Uint32(body[deviceAt:]))
+	case d.Answer == unix.RTM_NEWROUTE && len(body) >= unix.SizeofRtMsg:
+		attrs, err := nl.ParseRouteAttr(body[unix.SizeofRtMsg:])
+		return err == nil && slices.ContainsFunc(attrs, func(a syscall.NetlinkRouteAttr) bool {
+			return a.Attr.Type == unix.RTA_OIF && len(a.Value) >= 4 && slices.Contains(n.indices, binary.NativeEndian.Uint32(a.Value))
+		})
+	}
+	return false
 }

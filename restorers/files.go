@@ -75,7 +75,8 @@ type FilePlan struct {
 	Files       map[uint32]*File
 	limits      Limits
 	fillers     map[Level][]filler
-	ttys        *ttySet       // nil: there are none
+	ttys        *ttySet // nil: there are none
+	tuns        []*tunFile
 	connections []*inetSocket // of TCP, in repair mode until the tree is let go
 	Track       Track         // notes the names of sockets, which are there to stay if the restore succeeds; nil: nobody cares
 	tool        int           // pid of the tool as the tasks see it

@@ -23,9 +23,12 @@ import (
 
 // NetNS is the network namespace of a set, where it is not the one the dump's tool was in: one to be made.
 //
-// The tool makes it and fills it before the root exists, which is born in there: settings, loopback, addresses, routes,
-// rules, packet filters, tracked connections. Other devices are not built yet.
+// The tool makes it and fills it before the root exists, which is born in there: settings, loopback, TUN and TAP devices,
+// addresses, routes, rules, packet filters, tracked connections. Other devices are not built yet. Of the namespace the tool
+// was in a set may have TUN and TAP devices, which end with those who have them open.
 type NetNS struct {
+	New bool // it is one to be made
+
 	src     image.Source
 	number  uint64
 	all     *netdev.NetnsEntry // nil in sets of old tools
@@ -47,10 +50,7 @@ func (s *Set) inNetNS(number uint32) error {
 // PlanNetNS reads the namespace and refuses what cannot be made; nil if there is none of the set's own.
 func PlanNetNS(s *Set) (*NetNS, error) {
 	id, own := s.Tasks[0].IDs.GetNetNsId(), s.Inventory.GetRootIds()
-	if id == 0 || own == nil || id == own.GetNetNsId() {
-		return nil, nil
-	}
-	n := &NetNS{src: s.Source, number: uint64(id)}
+	n := &NetNS{New: id != 0 && own != nil && id != own.GetNetNsId(), src: s.Source, number: uint64(id)}
 	all, err := image.ReadOptional(s.Source, image.Netns, n.number)
 	if err != nil {
 		return nil, err
@@ -65,21 +65,25 @@ func PlanNetNS(s *Set) (*NetNS, error) {
 		return nil, err
 	}
 	for i, d := range n.devices {
-		if strings.ContainsAny(d.GetName(), "/\x00") || d.GetName() == "." || d.GetName() == ".." {
+		if !deviceNamed(d.GetName()) {
 			return nil, image.Errorf(image.Netdev.File(n.number), i, "%q is no name of a device", d.GetName())
 		}
-		if d.GetType() != netdev.NdType_LOOPBACK {
+		if t := d.GetType(); t != netdev.NdType_TUN && (t != netdev.NdType_LOOPBACK || !n.New) {
 			return nil, fmt.Errorf("network device %s (%s), which cannot be restored yet", d.GetName(), d.GetType())
 		}
+	}
+	if len(n.devices) == 0 && !n.New {
+		return nil, nil
 	}
 	return n, nil
 }
 
-// Fill makes the namespace of the calling thread, which is new, the one of the set. weak leaves out settings that this
-// kernel lacks.
-func (n *NetNS) Fill(weak bool) error {
+// Fill makes the namespace of the calling thread, which is new, the one of the set; or adds the devices of the set to the
+// tool's own. weak leaves out settings that this kernel lacks.
+func (n *NetNS) Fill(weak bool, files *FilePlan) error {
+	w := &settingWriter{weak: weak, files: files}
 	for _, step := range []func(*settingWriter) error{n.settings, n.links, n.routes, n.filters} {
-		if err := step(&settingWriter{weak}); err != nil {
+		if err := step(w); err != nil {
 			return err
 		}
 	}
@@ -116,9 +120,23 @@ func (n *NetNS) settings(w *settingWriter) error {
 // links sets up the devices.
 func (n *NetNS) links(w *settingWriter) error {
 	for _, d := range n.devices {
+		if d.GetType() == netdev.NdType_TUN {
+			made, err := w.files.makeTun(d)
+			if err != nil {
+				return err
+			}
+			if !made {
+				continue // it is as it was left
+			}
+		}
 		l, err := netlink.LinkByName(d.GetName())
 		if err != nil {
 			return fmt.Errorf("device %s: %w", d.GetName(), err)
+		}
+		if d.GetType() == netdev.NdType_TUN {
+			if err := setAddress(l, d); err != nil {
+				return err
+			}
 		}
 		if l.Attrs().MTU != int(d.GetMtu()) {
 			if err := netlink.LinkSetMTU(l, int(d.GetMtu())); err != nil {
@@ -141,7 +159,10 @@ func (n *NetNS) links(w *settingWriter) error {
 }
 
 // settingWriter writes files below /proc/sys/net.
-type settingWriter struct{ weak bool }
+type settingWriter struct {
+	weak  bool
+	files *FilePlan
+}
 
 // device writes the settings of a device. Redirects come last: what is usual follows whether packets are forwarded.
 func (w *settingWriter) device(entries []*sysctl.SysctlEntry, family, device string, names []string) error {

@@ -92,7 +92,7 @@ func (p *Paths) Get(id uint32) (*Named, error) {
 		return n, nil
 	}
 	e := p.set.Files[id]
-	if e == nil || e.GetType() != fdinfo.FdTypes_REG || e.GetReg() == nil {
+	if e.GetReg() == nil {
 		return nil, image.Errorf(image.Files.File(0), -1, "id %d is no file with a path", id)
 	}
 	n := &Named{Entry: e.GetReg(), paths: p, held: -1}

@@ -71,11 +71,13 @@ func (s *Set) readFiles() error {
 		if err != nil {
 			return err
 		}
-		if s.Files[e.GetId()] != nil {
-			return image.Errorf(file, n, "id %d is there twice", e.GetId())
-		}
 		if err := checkFile(e); err != nil {
 			return image.Errorf(file, n, "id %d: %w", e.GetId(), err)
+		}
+		if other := s.Files[e.GetId()]; other != nil {
+			if e = withPath(e, other); e == nil {
+				return image.Errorf(file, n, "id %d is there twice", other.GetId())
+			}
 		}
 		s.Files[e.GetId()] = e
 		n++
@@ -98,6 +100,18 @@ func (s *Set) readFiles() error {
 		s.Seccomp = append(s.Seccomp, e.GetSeccompFilters()...)
 	}
 	return nil
+}
+
+// withPath joins the two entries that a descriptor of /dev/net/tun has: its own and that of its path. It is nil for others.
+func withPath(a, b *fdinfo.FileEntry) *fdinfo.FileEntry {
+	if a.Reg != nil {
+		a, b = b, a
+	}
+	if a.Tunf == nil || b.Reg == nil || a.Reg != nil {
+		return nil
+	}
+	a.Reg = b.Reg
+	return a
 }
 
 // checkFile checks that an entry is about one file: with one message, and the same id in it.

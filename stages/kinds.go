@@ -33,6 +33,7 @@ var kinds = []Kind{
 	{fdinfo.FdTypes_INETSK, collectors.Inet{}, restorers.Inet{}},
 	{fdinfo.FdTypes_NETLINKSK, collectors.Netlink{}, restorers.Netlink{}},
 	{fdinfo.FdTypes_PACKETSK, collectors.Packet{}, restorers.Packet{}},
+	{fdinfo.FdTypes_TUNF, collectors.Tun{}, restorers.Tun{}},
 	{fdinfo.FdTypes_REG, collectors.Mqueue{}, restorers.RegFile{}},
 	{fdinfo.FdTypes_REG, collectors.RegFile{}, restorers.RegFile{}},
 }

@@ -24,7 +24,7 @@ func (r *restorer) checkJoins() error {
 // openNet finds or makes the network namespace of the tree: one to join, which is as it is to be, or a new one, which is
 // filled. It stays nil for a tree that lives in the tool's own.
 func (r *restorer) openNet(p *restorePlan) (err error) {
-	for _, j := range r.o.JoinNS {
+	for _, j := range r.o.JoinNS[:min(len(r.o.JoinNS), 1)] { // of a kind the first counts
 		path := j.File
 		if pid, err := strconv.Atoi(path); err == nil {
 			path = fmt.Sprintf("/proc/%d/ns/net", pid)
@@ -32,16 +32,22 @@ func (r *restorer) openNet(p *restorePlan) (err error) {
 		if r.net, err = os.Open(path); err != nil {
 			return fmt.Errorf("--join-ns: %w", err)
 		}
-		return nil // criu takes the first of a kind
 	}
-	if p.net == nil {
-		return nil
+	if p.net != nil && p.net.New {
+		if r.net, err = nsenter.NewNet(); err != nil {
+			return err
+		}
 	}
-	if r.net, err = nsenter.NewNet(); err != nil {
+	err = nsenter.Net(r.net, func() error {
+		if p.net != nil {
+			if err := p.net.Fill(r.o.WeakSysctls, p.files); err != nil {
+				return fmt.Errorf("network namespace: %w", err)
+			}
+		}
+		return p.files.OpenTuns()
+	})
+	if err != nil || p.net == nil || !p.net.New {
 		return err
-	}
-	if err := nsenter.Net(r.net, func() error { return p.net.Fill(r.o.WeakSysctls) }); err != nil {
-		return fmt.Errorf("network namespace: %w", err)
 	}
 	if len(p.files.Connections()) == 0 || p.set.Inventory.GetNetworkLockMethod() == uint32(options.LockSkip) {
 		return nil

@@ -49,6 +49,8 @@ var workloads = []workload{
 	{name: "unixmoved", peerFails: "criu takes a socket whose file was renamed for one without a file"},
 	{name: "inet", options: []string{"--tcp-established"}, peerFails: "criu dumps no listeners of MPTCP, and has no shutdown of reading"},
 	{name: "netns", options: []string{"--tcp-established"}},
+	{name: "tuns", args: []string{"own"}},
+	{name: "tuns", peerFails: "criu dumps TUN and TAP devices of a network namespace only that it dumps whole"},
 	{name: "netlink"},
 	{name: "netlink", args: []string{"fine"}, peerFails: "criu refuses groups beyond 32 and those of an unbound socket, and forgets options of netlink"},
 	{name: "packets"},

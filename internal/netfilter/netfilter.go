@@ -17,6 +17,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -35,7 +36,10 @@ type Family struct {
 var Families = []Family{
 	{"iptables-%d.img", []string{"iptables-legacy-save"}, []string{"iptables-legacy-restore", "-w"}, legacyTables("ip_tables_names")},
 	{"ip6tables-%d.img", []string{"ip6tables-legacy-save"}, []string{"ip6tables-legacy-restore", "-w"}, legacyTables("ip6_tables_names")},
-	{"nftables-%d.img", []string{"nft", "list", "ruleset"}, []string{"nft", "-f", "-"}, nfTables},
+	{"nftables-%d.img", []string{"nft", "list", "table"}, []string{"nft", "-f", "-"}, func() (bool, error) {
+		tables, err := nfTables()
+		return len(tables) > 0, err
+	}},
 }
 
 func legacyTables(file string) func() (bool, error) {
@@ -48,19 +52,32 @@ func legacyTables(file string) func() (bool, error) {
 	}
 }
 
-func nfTables() (bool, error) {
+// lockPrefix is how the names of the tables begin by which dumps lock the network.
+const lockPrefix = "CRIU-"
+
+// nfTables lists the tables of nf_tables as the command nft names them: without locks.
+func nfTables() (names [][]string, err error) {
 	c, err := nftables.New()
 	if err != nil {
-		return false, fmt.Errorf("nf_tables: %w", err)
+		return nil, fmt.Errorf("nf_tables: %w", err)
 	}
 	tables, err := c.ListTables()
 	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL) {
-		return false, nil // this kernel has none
+		return nil, nil // this kernel has none
 	}
 	if err != nil {
-		return false, fmt.Errorf("tables of nf_tables: %w", err)
+		return nil, fmt.Errorf("tables of nf_tables: %w", err)
 	}
-	return len(tables) > 0, nil
+	families := map[nftables.TableFamily]string{
+		nftables.TableFamilyINet: "inet", nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6",
+		nftables.TableFamilyARP: "arp", nftables.TableFamilyNetdev: "netdev", nftables.TableFamilyBridge: "bridge",
+	}
+	for _, t := range tables {
+		if !strings.HasPrefix(t.Name, lockPrefix) {
+			names = append(names, []string{families[t.Family], t.Name})
+		}
+	}
+	return names, nil
 }
 
 // Commands are those that it takes to store what rules there are.
@@ -79,15 +96,28 @@ func Commands() ([]string, error) {
 }
 
 // Rules are the rules of a family, nil if there are none.
-func (f Family) Rules() ([]byte, error) {
-	if used, err := f.used(); err != nil || !used {
+func (f Family) Rules() (rules []byte, err error) {
+	used, err := f.used()
+	if err != nil || !used {
 		return nil, err
 	}
-	rules, err := run(f.save, nil)
-	if err == nil && (bytes.Contains(rules, []byte("xt match")) || bytes.Contains(rules, []byte("xt target"))) {
-		err = fmt.Errorf("rules of iptables in nf_tables, which %s cannot say", strings.Join(f.save, " "))
+	parts := [][]string{nil}
+	if f.save[0] == "nft" {
+		if parts, err = nfTables(); err != nil {
+			return nil, err
+		}
 	}
-	return rules, err
+	for _, part := range parts {
+		text, err := run(slices.Concat(f.save, part), nil)
+		if err == nil && (bytes.Contains(text, []byte("xt match")) || bytes.Contains(text, []byte("xt target"))) {
+			err = fmt.Errorf("rules of iptables in nf_tables, which %s cannot say", strings.Join(f.save, " "))
+		}
+		if err != nil {
+			return nil, err
+		}
+		rules = append(rules, text...)
+	}
+	return rules, nil
 }
 
 // Restore sets rules that Rules has returned.
