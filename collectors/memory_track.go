@@ -1,8 +1,6 @@
 package collectors
 
 import (
-	"errors"
-
 	"cryo/internal/dirty"
 	"cryo/internal/pagemap"
 	"cryo/internal/remote"
@@ -26,9 +24,8 @@ const (
 )
 
 // Track lists the pages of the task, which stands still. With since, tr has followed it since the parent set was made:
-// clean pages are left to that. With arm, tr follows it from now on; then, and with an error that is dirty.ErrGone, what
-// tr says is of another address space and the caller gets another tracker.
-func (m *Memory) Track(t *Task, tr *dirty.Tracker, since, arm bool) error {
+// clean pages are left to that. tr is nil if nobody follows the task.
+func (m *Memory) Track(t *Task, tr *dirty.Tracker, since bool) error {
 	pm, err := pagemap.Open(t.Pid)
 	if err != nil {
 		return err
@@ -52,10 +49,18 @@ func (m *Memory) Track(t *Task, tr *dirty.Tracker, since, arm bool) error {
 		}
 	}
 	m.tracking = &l.Tracking
-	if !arm || tr == nil {
-		return nil
+	return nil
+}
+
+// Arm has tr follow the task from now on. It comes after Track of all tasks: some may share their memory. The error is
+// dirty.ErrGone if tr is of another address space than the task has now.
+func (m *Memory) Arm(t *Task, tr *dirty.Tracker) error {
+	pm, err := pagemap.Open(t.Pid)
+	if err != nil {
+		return err
 	}
-	return tr.Arm(pm, m.trackable(l.foreign), l.stale)
+	defer pm.Close()
+	return tr.Arm(pm, m.trackable(m.tracking.foreign), m.tracking.stale)
 }
 
 // SetParent says what the parent set has of the task; it is closed by the caller when the pages are stored. nil is
@@ -149,55 +154,81 @@ func (m *Memory) trackable(foreign []bool) []dirty.Span {
 	return spans
 }
 
-// NewTracker makes a tracker of a task that stands still; the caller is on the thread that traces it. If the task has no
-// engine it gets one, which the caller takes out. It is nil, with the reason, where the task cannot be followed.
-func NewTracker(t *Task) (*dirty.Tracker, error) {
-	switch dirty.Kernel() {
-	case dirty.SoftDirty:
-		return dirty.NewSoftDirty(t.Pid), nil
-	case dirty.None:
-		return nil, errors.ErrUnsupported
+// NewTrackers makes trackers of tasks that stand still; the caller is on the thread that traces them. Tasks without an
+// engine get one, which the caller takes out. Where a task cannot be followed the error says why.
+func NewTrackers(tasks []*Task) (trackers []*dirty.Tracker, errs []error) {
+	trackers, errs = make([]*dirty.Tracker, len(tasks)), make([]error, len(tasks))
+	if dirty.Kernel() == dirty.SoftDirty {
+		for i, t := range tasks {
+			trackers[i] = dirty.NewSoftDirty(t.Pid)
+		}
+		return trackers, errs
 	}
-	if err := enter(t); err != nil {
-		return nil, err
-	}
-	return uffdOf(t)
-}
-
-// enter puts the engine into a task that has none.
-func enter(t *Task) error {
-	if t.Session != nil {
-		return nil
-	}
-	leader, err := remote.Capture(t.Pid)
-	if err != nil {
-		return err
-	}
-	t.Session, err = remote.Inject(leader, remote.Options{Status: t.Status})
-	return err
-}
-
-// uffdOf lets the task make a userfaultfd, takes it, and lets the task close its own descriptor.
-func uffdOf(t *Task) (*dirty.Tracker, error) {
+	enter(tasks, errs)
 	b := remote.NewBuilder("make a userfaultfd")
 	made := b.Call(unix.SYS_USERFAULTFD, remote.Imm(dirty.UffdFlags))
-	res, err := t.Session.Run(b.Program())
-	if err != nil {
-		return nil, err
-	}
-	theirs, err := res.Value(made)
-	if err != nil {
-		return nil, err
-	}
-	fd, err := t.getFD(int(theirs))
-	b = remote.NewBuilder("close the userfaultfd")
-	b.Call(unix.SYS_CLOSE, remote.Imm(theirs)).Must()
-	_, cerr := t.Session.Run(b.Program())
-	if err != nil || cerr != nil {
-		if fd >= 0 {
-			unix.Close(fd)
+	open := b.Program()
+	results := runAll(tasks, errs, func(int) *remote.Program { return open })
+	theirs, fds := make([]int64, len(tasks)), make([]int, len(tasks))
+	for i, t := range tasks {
+		fds[i] = -1
+		if errs[i] != nil {
+			continue
 		}
-		return nil, errors.Join(err, cerr)
+		if theirs[i], errs[i] = results[i].Value(made); errs[i] == nil {
+			fds[i], errs[i] = t.getFD(int(theirs[i]))
+		}
 	}
-	return dirty.NewWriteProtect(t.Pid, fd)
+	runAll(tasks, errs, func(i int) *remote.Program {
+		b := remote.NewBuilder("close the userfaultfd")
+		b.Call(unix.SYS_CLOSE, remote.Imm(theirs[i])).Must()
+		return b.Program()
+	})
+	for i, t := range tasks {
+		switch {
+		case errs[i] == nil:
+			trackers[i], errs[i] = dirty.NewWriteProtect(t.Pid, fds[i])
+		case fds[i] >= 0:
+			unix.Close(fds[i])
+		}
+	}
+	return trackers, errs
+}
+
+// enter puts the engine into those of the tasks that have none, all at the same time.
+func enter(tasks []*Task, errs []error) {
+	var entering []int
+	var leaders []*remote.Thread
+	var options []remote.Options
+	for i, t := range tasks {
+		if t.Session != nil {
+			continue
+		}
+		leader, err := remote.Capture(t.Pid)
+		if errs[i] = err; err == nil {
+			entering, leaders = append(entering, i), append(leaders, leader)
+			options = append(options, remote.Options{Status: t.Status})
+		}
+	}
+	sessions, failed := remote.InjectAll(leaders, options)
+	for n, i := range entering {
+		tasks[i].Session, errs[i] = sessions[n], failed[n]
+	}
+}
+
+// runAll runs a program in each of the tasks that had no error so far, in all at the same time.
+func runAll(tasks []*Task, errs []error, program func(i int) *remote.Program) []*remote.Results {
+	results, started := make([]*remote.Results, len(tasks)), make([]bool, len(tasks))
+	for i, t := range tasks {
+		if errs[i] == nil {
+			errs[i] = t.Session.Start(program(i))
+			started[i] = errs[i] == nil
+		}
+	}
+	for i, t := range tasks {
+		if started[i] {
+			results[i], errs[i] = t.Session.Finish()
+		}
+	}
+	return results
 }

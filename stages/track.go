@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	"cryo/collectors"
 	"cryo/internal/dirty"
 	"cryo/internal/image"
 	"cryo/internal/options"
+	"cryo/internal/spread"
 	"cryo/pipeline"
 	"cryo/sinks"
 
@@ -31,7 +33,7 @@ type tracking struct {
 // tracked is a task that is followed.
 type tracked struct {
 	task *collectors.Task
-	by   *dirty.Tracker
+	by   *dirty.Tracker // nil: it cannot be
 }
 
 // openTracking looks for the previous set and for who has been following the tree since. images is the directory of the
@@ -121,7 +123,9 @@ func (tr *tracking) close() {
 		return
 	}
 	for _, t := range tr.tasks {
-		t.by.Close()
+		if t.by != nil {
+			t.by.Close()
+		}
 	}
 	if tr.keeper != nil {
 		tr.keeper.Close()
@@ -156,23 +160,39 @@ func (d *dumper) trackMemory(s *pipeline.Stage, tasks []*collectors.Task) ([]*co
 			}
 		}
 	}
-	for _, t := range tasks {
-		if !t.Live() {
-			continue
-		}
-		by := old[t.Pid]
+	live := slices.DeleteFunc(slices.Clone(tasks), func(t *collectors.Task) bool { return !t.Live() })
+	tr.tasks = make([]tracked, len(live))
+	for i, t := range live {
+		tr.tasks[i] = tracked{t, old[t.Pid]}
 		delete(old, t.Pid)
-		if by == nil && dirty.Kernel() == dirty.SoftDirty {
-			by = dirty.NewSoftDirty(t.Pid)
-		}
-		if err := d.trackTask(s, t, by); err != nil {
-			return nil, fmt.Errorf("task %d: %w", t.Pid, err)
-		}
 	}
 	for _, by := range old {
 		by.Close()
 	}
-	return tasks, nil
+	if err := d.beginTracking(s); err != nil {
+		return nil, err
+	}
+	err := spread.Range(len(live), 1, func(i int) error { return tr.list(&tr.tasks[i]) })
+	if err == nil && tr.arm {
+		err = spread.Range(len(live), 1, func(i int) error { return d.armTask(s, &tr.tasks[i]) })
+	}
+	return tasks, err
+}
+
+// beginTracking makes trackers of those tasks that have none yet and are to be followed.
+func (d *dumper) beginTracking(s *pipeline.Stage) error {
+	var fresh []*tracked
+	for i := range d.track.tasks {
+		t := &d.track.tasks[i]
+		switch {
+		case t.by != nil:
+		case dirty.Kernel() == dirty.SoftDirty:
+			t.by = dirty.NewSoftDirty(t.task.Pid) // it may have been followed by its own bits
+		case d.track.arm:
+			fresh = append(fresh, t)
+		}
+	}
+	return d.newTrackers(s, fresh)
 }
 
 // refuseForeign refuses a previous set that has nothing of the tree.
@@ -187,40 +207,58 @@ func (tr *tracking) refuseForeign(root *collectors.Task, elsewhere bool) error {
 	return err
 }
 
-// trackTask lists and arms one task. by has followed it so far, nil if nobody has.
-func (d *dumper) trackTask(s *pipeline.Stage, t *collectors.Task, by *dirty.Tracker) (err error) {
-	tr := d.track
-	since := by != nil && tr.trusted && t.Stat.StartTime <= tr.before.GetDumpUptime()/(uint64(time.Second/time.Microsecond)/ticks)
-	if by == nil && tr.arm {
-		by = d.newTracker(s, t)
+// list lists the pages of a task.
+func (tr *tracking) list(t *tracked) error {
+	since := t.by != nil && tr.trusted && t.task.Stat.StartTime <= tr.before.GetDumpUptime()/(uint64(time.Second/time.Microsecond)/ticks)
+	if err := t.task.Memory.Track(t.task, t.by, since); err != nil {
+		return fmt.Errorf("task %d: %w", t.task.Pid, err)
 	}
-	err = t.Memory.Track(t, by, since, tr.arm)
+	return nil
+}
+
+// armTask follows a task from now on. One that has called exec since the last set needs another tracker.
+func (d *dumper) armTask(s *pipeline.Stage, t *tracked) error {
+	if t.by == nil {
+		return nil
+	}
+	err := t.task.Memory.Arm(t.task, t.by)
 	if errors.Is(err, dirty.ErrGone) {
-		by.Close()
-		by = d.newTracker(s, t)
-		err = t.Memory.Track(t, by, false, tr.arm)
+		t.by.Close()
+		if err = d.newTrackers(s, []*tracked{t}); err == nil && t.by != nil {
+			err = t.task.Memory.Arm(t.task, t.by)
+		}
 	}
-	if by != nil {
-		tr.tasks = append(tr.tasks, tracked{t, by})
+	if err != nil {
+		return fmt.Errorf("task %d: %w", t.task.Pid, err)
 	}
-	return err
+	return nil
 }
 
 // ticks is USER_HZ, the unit of start times, the same on all architectures that are supported.
 const ticks = 100
 
-// newTracker makes a tracker of a task; nil, with a word, where the task cannot be followed and will be stored whole.
-func (d *dumper) newTracker(s *pipeline.Stage, t *collectors.Task) *dirty.Tracker {
-	var by *dirty.Tracker
-	err := d.tracer.Do(func() (err error) {
-		by, err = collectors.NewTracker(t)
-		return err
-	})
-	if err != nil {
-		s.Logger().Warn(fmt.Sprintf("The memory of task %d cannot be tracked: %v", t.Pid, err))
-		return nil
+// newTrackers makes trackers of tasks; none, with a word, where a task cannot be followed and will be stored whole.
+func (d *dumper) newTrackers(s *pipeline.Stage, tasks []*tracked) error {
+	for chunk := range slices.Chunk(tasks, askedTogether) {
+		list := make([]*collectors.Task, len(chunk))
+		for i, t := range chunk {
+			list[i] = t.task
+		}
+		err := d.tracer.Do(func() error {
+			trackers, errs := collectors.NewTrackers(list)
+			for i, t := range chunk {
+				t.by = trackers[i]
+				if errs[i] != nil {
+					s.Logger().Warn(fmt.Sprintf("The memory of task %d cannot be tracked: %v", t.task.Pid, errs[i]))
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
 	}
-	return by
+	return nil
 }
 
 // parentPages opens what the previous set has of a task; nil if nothing of it counts.
@@ -248,6 +286,9 @@ func (d *dumper) keep(s *pipeline.Stage) {
 	var trackers []*dirty.Tracker
 	var pidfds []int
 	for _, t := range d.track.tasks {
+		if t.by == nil {
+			continue
+		}
 		pidfd, err := t.task.Pidfd()
 		if err != nil {
 			continue
