@@ -152,10 +152,7 @@ func seizeAll(ctx context.Context, pid int) (tids []int, err error) {
 			if slices.Contains(tids, tid) {
 				continue
 			}
-			err := ptrace.Seize(tid, 0)
-			for errors.Is(err, unix.EPERM) && !hasEnded(dir, tid) && pause(ctx) { // its dying tracer has not let go
-				err = ptrace.Seize(tid, 0)
-			}
+			err := seize(ctx, dir, tid)
 			if err != nil && hasEnded(dir, tid) {
 				continue
 			}
@@ -169,6 +166,47 @@ func seizeAll(ctx context.Context, pid int) (tids []int, err error) {
 		}
 	}
 	return tids, nil
+}
+
+// seize seizes a thread. One that has a tracer may be let go by it: it may be dying.
+func seize(ctx context.Context, dir *procfs.Dir, tid int) error {
+	err := ptrace.Seize(tid, 0)
+	for errors.Is(err, unix.EPERM) && !hasEnded(dir, tid) && pause(ctx) {
+		err = ptrace.Seize(tid, 0)
+	}
+	return err
+}
+
+// seizeOne stops the first thread of a task that is alive.
+func seizeOne(ctx context.Context, pid int) (int, error) {
+	dir, err := procfs.OpenTask(pid)
+	if err != nil {
+		return 0, err
+	}
+	defer dir.Close()
+	tids, err := dir.Threads()
+	if err != nil {
+		return 0, err
+	}
+	for _, tid := range tids {
+		if err = seize(ctx, dir, tid); err != nil && hasEnded(dir, tid) {
+			continue
+		}
+		if err == nil {
+			err = ptrace.Interrupt(tid)
+		}
+		if err == nil {
+			err = awaitInterrupt(ctx, tid)
+		}
+		return tid, err
+	}
+	return 0, fmt.Errorf("all threads of task %d have ended: %w", pid, unix.ESRCH)
+}
+
+// HasEngine says whether there is an engine in a task's memory.
+func HasEngine(pid int) (bool, error) {
+	areas, err := findEngines(pid)
+	return len(areas) > 0, err
 }
 
 // hasEnded says whether a thread is dead, be it still listed.
