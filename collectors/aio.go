@@ -30,7 +30,7 @@ func aioRing(m *vma.Mapping) *mm.AioRingEntry {
 // askRings finds out which rings belong to contexts of this very task: one that was forked off has its parent's rings
 // mapped, but no contexts. They are memory like any other to it and must not become contexts by a restore.
 func (m *Memory) askRings(t *Task, programs *SelfWriting) error {
-	if programs == nil || t.Session == nil || !slices.Contains(m.kinds, vma.AIORing) {
+	if programs == nil || t.Session == nil || m.deadRings != nil || !slices.Contains(m.kinds, vma.AIORing) {
 		return nil
 	}
 	b := remote.NewBuilder("AIO contexts")

@@ -1,9 +1,11 @@
 package collectors
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"sync"
 
 	"cryo/internal/pagecopy"
@@ -41,6 +43,8 @@ type Memory struct {
 	shared    *SharedMemory // set by Register
 	flagged   bool          // the flags are in the entries
 	checked   bool
+
+	copy *memoryCopy // where pages are read from; nil: the task
 }
 
 // From so many mappings, or so many KiB in memory, on smaps is read beside all the work that does not need it: it takes the
@@ -52,7 +56,7 @@ const (
 
 // ReadMemory lists the mappings of a task. Nothing in the task may run from now on.
 func ReadMemory(t *Task) (*Memory, error) {
-	flags := flagsOf(t)
+	flags := flagsOf(t.Pid)
 	if !much(t) {
 		go flags()
 	}
@@ -75,11 +79,11 @@ func (m *Memory) ReadFlags(t *Task) {
 func much(t *Task) bool { return t.Status == nil || t.Status.VmRSS >= muchMemory }
 
 // ListMemory is ReadMemory without what only smaps tells, which takes the kernel a walk over all pages.
-func ListMemory(t *Task) (*Memory, error) { return listMemory(t, flagsOf(t)) }
+func ListMemory(t *Task) (*Memory, error) { return listMemory(t, flagsOf(t.Pid)) }
 
-// flagsOf returns what reads smaps, once.
-func flagsOf(t *Task) func() (*vma.TaskFlags, error) {
-	return sync.OnceValues(func() (*vma.TaskFlags, error) { return vma.ReadFlags(t.Pid) })
+// flagsOf returns what reads smaps of a task, once.
+func flagsOf(pid int) func() (*vma.TaskFlags, error) {
+	return sync.OnceValues(func() (*vma.TaskFlags, error) { return vma.ReadFlags(pid) })
 }
 
 func listMemory(t *Task, flags func() (*vma.TaskFlags, error)) (*Memory, error) {
@@ -104,14 +108,19 @@ func listMemory(t *Task, flags func() (*vma.TaskFlags, error)) (*Memory, error) 
 			}
 		}
 	}
+	m.flagsFrom(flags)
+	return m, nil
+}
+
+// flagsFrom takes the flags of the mappings from where they are read.
+func (m *Memory) flagsFrom(flags func() (*vma.TaskFlags, error)) {
 	m.flags = sync.OnceValues(func() ([]vma.Flags, error) {
 		all, err := flags()
 		if err != nil {
 			return nil, err
 		}
-		return all.Of(maps)
+		return all.Of(m.maps)
 	})
-	return m, nil
 }
 
 // small says whether smaps is read at once.
@@ -288,6 +297,7 @@ func (m *Memory) FillMM(e *mm.MmEntry) error {
 		e.Vmas = append(e.Vmas, v)
 		last = v
 	}
+	slices.SortFunc(m.guards, func(a, b pagemap.Region) int { return cmp.Compare(a.Start, b.Start) })
 	for _, g := range m.guards {
 		e.Vmas = append(e.Vmas, vma.GuardEntry(g.Start, g.End))
 	}

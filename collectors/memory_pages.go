@@ -35,15 +35,25 @@ func (m *Memory) DumpPages(ctx context.Context, t *Task, dst PageDest, stats *Me
 	if err := m.askRings(t, self); err != nil {
 		return err
 	}
-	pm, err := pagemap.Open(t.Pid)
+	pid := t.Pid
+	if m.copy != nil {
+		pid = m.copy.pid
+		defer m.copy.close()
+	}
+	go m.flags() // if that has not begun
+	pm, err := pagemap.Open(pid)
 	if err != nil {
 		return err
 	}
 	defer pm.Close()
-	src := pagecopy.NewTask(t.Pid)
-	defer src.Close()
+	task := pagecopy.NewTask(pid)
+	defer task.Close()
+	var src pagecopy.Source = task
+	if m.copy != nil {
+		src = copySource{task, m.copy}
+	}
 	copier := pagecopy.New(ctx, src, dst, pagecopy.Workers(), &stats.Private)
-	if writer := self.writer(src, t); writer != nil {
+	if writer := self.writer(task, t); writer != nil && m.copy == nil {
 		copier.LetSourceWrite(writer)
 	}
 	defer func() {
@@ -152,16 +162,11 @@ func (w *walker) region(r pagemap.Region) error {
 		if err := w.m.beSure(i); err != nil {
 			return err
 		}
-		if !w.m.private(i) {
+		if !w.m.private(i) || w.m.copy.holds(i) {
 			continue
 		}
 		start, end := max(mp.Start, r.Start), min(mp.End, r.End)
-		err := w.own(i, pagecopy.Range{
-			Addr: start, Len: end - start, Flags: w.m.lazy(i),
-			KeepZero: w.m.keepZero || mp.HasFile() && w.m.kinds[i] != vma.Anonymous,
-			Force:    mp.Prot&unix.PROT_READ == 0,
-		})
-		if err != nil {
+		if err := w.own(i, w.m.pages(i, start, end)); err != nil {
 			return err
 		}
 	}
@@ -202,15 +207,40 @@ func (w *walker) store(r pagecopy.Range) error {
 	return w.put(r)
 }
 
-// until stores what is stored whole and begins below addr, and gets the mappings that end there out of the way.
+// kept stores what was kept aside of mapping i.
+func (w *walker) kept(i int) error {
+	if err := w.m.beSure(i); err != nil || !w.m.private(i) {
+		return err
+	}
+	mp := &w.m.maps[i]
+	return w.m.copy.within(mp.Start, mp.End, func(r keptRun) error { return w.put(w.m.pages(i, r.addr, r.addr+r.len)) })
+}
+
+// pages is the range of pages from start to end of mapping i.
+func (m *Memory) pages(i int, start, end uint64) pagecopy.Range {
+	mp := &m.maps[i]
+	return pagecopy.Range{
+		Addr: start, Len: end - start, Flags: m.lazy(i),
+		KeepZero: m.keepZero || mp.HasFile() && m.kinds[i] != vma.Anonymous,
+		Force:    mp.Prot&unix.PROT_READ == 0,
+	}
+}
+
+// until stores what is stored whole, or has been kept aside, and begins below addr, and gets the mappings that end there out
+// of the way.
 func (w *walker) until(addr uint64) error {
 	for ; w.next < len(w.m.maps); w.next++ {
 		mp := &w.m.maps[w.next]
-		whole := w.m.whole(w.next)
-		if mp.End > addr && !(whole && mp.Start < addr) {
+		whole, kept := w.m.whole(w.next), w.m.copy.holds(w.next)
+		if mp.End > addr && !((whole || kept) && mp.Start < addr) {
 			return nil
 		}
 		if !whole || w.m.ahead {
+			if kept {
+				if err := w.kept(w.next); err != nil {
+					return err
+				}
+			}
 			continue
 		}
 		// A zero page may be left out of neither: nothing but the image says what is in them.

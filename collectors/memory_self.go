@@ -2,14 +2,9 @@ package collectors
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path"
-	"strings"
 	"sync"
-	"unique"
 
 	"cryo/internal/pagecopy"
 	"cryo/internal/procfs"
@@ -133,61 +128,4 @@ func (by *SelfWriting) run(t *Task, p *remote.Program) (res *remote.Results, err
 		return err
 	})
 	return res, err
-}
-
-// cgroupUnlimited says whether page cache that the task makes is charged to nobody who has a limit that the tool has
-// not: it is in the tool's memory cgroup, or in one without limits up to the root.
-func (by *SelfWriting) cgroupUnlimited(t *Task) (_ bool, err error) {
-	theirs := t.Leader().cgroups
-	if theirs == (unique.Handle[string]{}) {
-		return false, nil
-	}
-	for line := range strings.Lines(theirs.Value()) {
-		field := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		if len(field) != 3 || strings.Contains("\n"+by.groups, "\n"+line) {
-			continue
-		}
-		var free bool
-		switch {
-		case field[0] == "0" && field[1] == "":
-			free, err = noLimit("/sys/fs/cgroup", field[2], "memory.max", "max")
-		case hasController(field[1], "memory"):
-			free, err = noLimit("/sys/fs/cgroup/memory", field[2], "memory.limit_in_bytes", noLimitV1)
-		default:
-			continue
-		}
-		if err != nil || !free {
-			return false, err
-		}
-	}
-	return true, nil
-}
-
-// noLimitV1 is what cgroup v1 says of a group without a limit: the largest multiple of the page size.
-const noLimitV1 = "9223372036854771712"
-
-func hasController(list, name string) bool {
-	for c := range strings.SplitSeq(list, ",") {
-		if c == name {
-			return true
-		}
-	}
-	return false
-}
-
-// noLimit looks at a group and all above it. Where the hierarchy is not to be found at root, nothing is known.
-func noLimit(root, group, file, unlimited string) (bool, error) {
-	for ; group != "/" && group != "."; group = path.Dir(group) {
-		b, err := os.ReadFile(path.Join(root, group, file))
-		if errors.Is(err, fs.ErrNotExist) {
-			if _, err := os.Stat(path.Join(root, group)); err == nil {
-				continue // the memory controller is not enabled for this group
-			}
-			return false, nil
-		}
-		if err != nil || strings.TrimSpace(string(b)) != unlimited {
-			return false, err
-		}
-	}
-	return true, nil
 }

@@ -97,9 +97,18 @@ func (d *dumper) graph() *pipeline.Graph {
 		pipeline.Doc("begin to read what only smaps tells of large memory, beside all that follows"))
 	locked := pipeline.FlatMap(g, "connections", sure, d.connections,
 		pipeline.Doc("lock the network and store TCP connections"))
+	if d.mayCopy() {
+		locked = pipeline.FlatMap(g, "copy-memory", pipeline.Gather(g, "all-locked", locked), d.copyMemory,
+			pipeline.Doc("make copy-on-write copies of large tasks, which are stored when the tree runs on"))
+	}
 	stored := pipeline.Gather(g, "whole-memory", dumpMemory(g, locked, d.memory))
 	kept := pipeline.FlatMap(g, "let-go", stored, d.letGo,
 		pipeline.Doc("store shared memory; a tree that is to run on does so from here"))
+	if d.mayCopy() {
+		opened := pipeline.Map(g, "open-copies", kept, d.openCopy)
+		kept = pipeline.Map(g, "store-copies", opened, d.storeCopy, pipeline.Workers(memoryWorkers), pipeline.InOrder(),
+			pipeline.Doc("store pages out of the copies, which end then"))
+	}
 	written := pipeline.Map(g, "write-tasks", kept, d.writeTask, pipeline.Workers(cpus), pipeline.InOrder(),
 		pipeline.Doc("write the small images of a task"))
 

@@ -94,7 +94,11 @@ func state(t *testing.T, pid int) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return fmt.Sprintf("%sfds %v mask %x tracer %d %s", maps, fds, s.SigBlk, s.TracerPid, connection(t, pid))
+	children, err := dir.Children([]int{pid})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%sfds %v mask %x tracer %d children %v %s", maps, fds, s.SigBlk, s.TracerPid, children, connection(t, pid))
 }
 
 // awaitAsleep waits until a task sleeps by itself again.
@@ -130,7 +134,12 @@ func dumpOptions(t *testing.T, pid int) *options.Options {
 // TestDumpFailsEverywhere lets a dump fail after every single thing it has acquired and every item of every stage, one
 // after the other, and looks whether the tree goes on as if nothing had happened and no set is there.
 func TestDumpFailsEverywhere(t *testing.T) {
-	failEverywhere(t, dumpOptions, Dump)
+	t.Run("in place", func(t *testing.T) { failEverywhere(t, dumpOptions, Dump) })
+	t.Run("copied", func(t *testing.T) {
+		defer func(tree, task uint64) { minCopiedTree, minCopiedTask = tree, task }(minCopiedTree, minCopiedTask)
+		minCopiedTree, minCopiedTask = 0, 0
+		failEverywhere(t, dumpOptions, Dump)
+	})
 }
 
 // TestPreDumpFailsEverywhere does the same to a pre-dump. Mappings that are tracked do not show it in their list.

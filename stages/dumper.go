@@ -48,6 +48,7 @@ type dumper struct {
 	tracees *collectors.Tracees
 	memory  *memory
 	track   *tracking
+	copies  copies
 
 	rootIDs *criu_core.TaskKobjIdsEntry
 	cgroups *collectors.Cgroups

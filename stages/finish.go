@@ -34,7 +34,7 @@ func (d *dumper) ownSet() error {
 }
 
 // letGo stores what memory tasks share and emits the tasks. After that nothing more is asked of them: a tree that is to
-// run on anyway is let go here, and the images are written beside it. Not so if a script has to see it stand still.
+// run on anyway is let go here, and the images are written beside it.
 func (d *dumper) letGo(s *pipeline.Stage, tasks []*collectors.Task, emit func(*collectors.Task) error) error {
 	if err := d.memory.shared(s); err != nil {
 		return err
@@ -43,7 +43,7 @@ func (d *dumper) letGo(s *pipeline.Stage, tasks []*collectors.Task, emit func(*c
 	if err := d.env.Obstacles.Err(); err != nil {
 		return err
 	}
-	if d.o.Final == options.LeaveRunning && !d.o.LazyPages && d.give == nil && d.scripts.Scripts == nil && d.scripts.Notify == nil && d.freezer.group == nil {
+	if d.runsOn() {
 		steps := append(d.reconnecting, d.ejecting, d.thawing)
 		if d.doors != nil {
 			steps = append(steps, d.doors)

@@ -294,18 +294,28 @@ func (f *freezer) interrupt(t *collectors.Task, tid int) error {
 	return nil
 }
 
-// seize seizes a thread. If a tool was killed just before, its guardian may hold the thread for a moment, to take away what
-// that tool left in it.
+// seize seizes a thread. A leader that the guardian of a dump is at, which was killed just before, is waited for; the
+// guardian takes the leader first too, so neither waits for the other with a part of the task in its hands.
 func (f *freezer) seize(t *collectors.Task, tid int) error {
-	for held := true; ; time.Sleep(time.Millisecond) {
+	for free := 0; ; time.Sleep(time.Millisecond) {
 		err := ptrace.Seize(tid, collectors.TraceOptions)
-		if !errors.Is(err, unix.EPERM) || !held || time.Now().After(f.deadline) {
+		if !errors.Is(err, unix.EPERM) || len(t.Threads) > 0 || time.Now().After(f.deadline) {
 			return err
 		}
-		s, failed := t.Proc.ThreadStatus(tid)
-		held = failed == nil && guardian.Is(s.TracerPid) // if not, it may have let go just now
+		s, serr := t.Proc.ThreadStatus(tid)
+		if serr != nil || s.State == 'Z' || s.State == 'X' || s.TracerPid != 0 && !guardian.Is(s.TracerPid) {
+			return err
+		}
+		if s.TracerPid == 0 { // it was let go since, or nobody may seize it
+			if free++; free == maxFree {
+				return err
+			}
+		}
 	}
 }
+
+// maxFree is how often seizing a thread that has no tracer is refused before that is believed.
+const maxFree = 3
 
 // exitPatience is how long the threads of a task that is exiting may take to follow their leader.
 const exitPatience = 50 * time.Millisecond

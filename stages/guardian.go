@@ -33,6 +33,7 @@ func GuardianKinds() []guardian.Kind {
 		{Name: removeGroup{}.UndoKind(), Do: doRemoveGroup},
 		{Name: removeSegment{}.UndoKind(), Do: doRemoveSegment},
 		{Name: lateTask{}.UndoKind(), Do: doEndLate},
+		{Name: endCopies{}.UndoKind(), Do: doEndCopies},
 	}
 }
 

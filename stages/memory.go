@@ -24,7 +24,7 @@ type memory struct {
 // taskPages is a task with the page map its pages go to.
 type taskPages struct {
 	task   *collectors.Task
-	pages  sinks.Pagemap          // nil for a zombie
+	pages  sinks.Pagemap          // nil: there is nothing to store
 	parent collectors.ParentPages // what the previous set has of it, nil for nothing
 }
 
@@ -50,7 +50,7 @@ func dumpMemory(g *pipeline.Graph, tasks pipeline.Stream[*collectors.Task], m *m
 
 // open opens the page map of a task: one after the other, because the ids of pages files follow the order.
 func (m *memory) open(_ *pipeline.Stage, t *collectors.Task) (taskPages, error) {
-	if !t.Live() {
+	if !t.Live() || t.Memory.HandedOver() {
 		return taskPages{task: t}, nil
 	}
 	parent, err := m.track.parentPages(m.sink, t)

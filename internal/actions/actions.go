@@ -59,9 +59,12 @@ type Runner struct {
 // SetInit makes the pid of the tree's root known to later phases.
 func (r *Runner) SetInit(pid int) { r.initPID.Store(int64(pid)) }
 
+// Any says whether there is anything to run. Safe on a nil Runner.
+func (r *Runner) Any() bool { return r != nil && (len(r.Scripts) > 0 || r.Notify != nil) }
+
 // Run runs a phase. The scripts are killed when ctx ends. Safe on a nil Runner.
 func (r *Runner) Run(ctx context.Context, p Phase) error {
-	if r == nil || len(r.Scripts) == 0 && r.Notify == nil {
+	if !r.Any() {
 		return nil
 	}
 	r.mu.Lock()

@@ -61,6 +61,9 @@ func traces(pid int) string {
 	for _, fd := range fds {
 		kept = append(kept, "fd "+fd.Name())
 	}
+	for _, child := range childrenOf(pid) {
+		kept = append(kept, fmt.Sprint("child ", child))
+	}
 	return strings.Join(kept, "\n")
 }
 
@@ -77,8 +80,14 @@ func statusField(pid int, name string) string {
 
 // untouched waits until nothing of a dead tool is left in the tree: no tracer,
 // no stop, no mapping, no descriptor.
-func (target *Target) untouched(before map[int]string) {
+func (target *Target) untouched(before map[int]string, logs ...string) {
 	target.t.Helper()
+	defer func() {
+		if target.t.Failed() && len(logs) > 0 {
+			log, _ := os.ReadFile(logs[len(logs)-1])
+			target.t.Logf("the last log:\n%s", log)
+		}
+	}()
 	for pid, want := range before {
 		defer func() {
 			if target.t.Failed() {
@@ -99,7 +108,7 @@ func TestKilledDump(t *testing.T) {
 	for _, w := range []struct {
 		name string
 		args []string
-	}{{"threads", []string{"6"}}, {"memory", nil}, {"ring", []string{"12"}}, {"unix", nil}} {
+	}{{"threads", []string{"6"}}, {"memory", nil}, {"instant", []string{"16", "2"}}, {"ring", []string{"12"}}, {"unix", nil}} {
 		t.Run(w.name, func(t *testing.T) {
 			target := tools.StartWorkload(t, w.name, w.args...)
 			whole := target.Dump(tools.Criu, t.TempDir(), "--leave-running").Wall
@@ -117,7 +126,7 @@ func TestKilledDump(t *testing.T) {
 				if killAt(t, delay, tools.Criu, "dump", "-t", strconv.Itoa(target.Pid), "-D", images, "-o", "dump.log", "--leave-running") {
 					killed++
 				}
-				target.untouched(before)
+				target.untouched(before, logs...)
 				if _, err := os.Stat(filepath.Join(images, "inventory.img")); err == nil {
 					sets++
 					Must(t, images, tools.Crit, "decode", "-i", filepath.Join(images, "pstree.img"))

@@ -170,18 +170,24 @@ func alive(pid int) bool {
 func (target *Target) Tree() []int {
 	pids := []int{target.Pid}
 	for i := 0; i < len(pids); i++ {
-		lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pids[i]))
-		for _, list := range lists {
-			b, _ := os.ReadFile(list)
-			for _, field := range strings.Fields(string(b)) {
-				if pid, err := strconv.Atoi(field); err == nil {
-					pids = append(pids, pid)
-				}
-			}
-		}
+		pids = append(pids, childrenOf(pids[i])...)
 	}
 	target.tree = pids
 	return pids
+}
+
+// childrenOf lists the children of all threads of a task.
+func childrenOf(pid int) (children []int) {
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, list := range lists {
+		b, _ := os.ReadFile(list)
+		for _, field := range strings.Fields(string(b)) {
+			if child, err := strconv.Atoi(field); err == nil {
+				children = append(children, child)
+			}
+		}
+	}
+	return children
 }
 
 // Gone reaps the dumped tree and fails if a task of it is left.

@@ -61,6 +61,7 @@ var workloads = []workload{
 	{name: "forks", args: []string{"10", "20"}},
 	{name: "orphan", peerFails: "criu hands the orphan to init, not to its subreaper"},
 	{name: "memory"},
+	{name: "instant", args: []string{"16", "2"}},
 	{name: "manymaps"},
 	{name: "mapkinds"},
 	{name: "pidfds"},

@@ -32,9 +32,9 @@ var probe = sync.OnceValue(func() (ft features) {
 	unix.Madvise(page, unix.MADV_POPULATE_READ)
 	start := uint64(uintptr(unsafe.Pointer(&page[0])))
 	vec := make([]pageRegion, 1)
-	_, _, err = scanCall(int(f.Fd()), start, start+PageSize, Query{AnyOf: Present}, 0, vec)
+	_, _, err = scanCall(int(f.Fd()), start, start+PageSize, Query{AnyOf: Present}, 0, 1, vec)
 	ft.scan = err == nil && os.Getenv("CRIU_FAULT") != noScanFault
-	_, _, err = scanCall(int(f.Fd()), start, start+PageSize, Guards, 0, vec)
+	_, _, err = scanCall(int(f.Fd()), start, start+PageSize, Guards, 0, 1, vec)
 	ft.guard = err == nil
 	if page[0] == 0 { // read by hand for kernels without MADV_POPULATE_READ (5.14)
 		ft.zeroPFN = frameOf(f, start)

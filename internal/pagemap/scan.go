@@ -67,6 +67,8 @@ type Map struct {
 	scan bool // PAGEMAP_SCAN works
 	vec  []pageRegion
 	buf  []byte // of the fallback
+
+	pages uint64 // how many pages a call tells of
 }
 
 // Bounds of what is asked for in one call: regions of a scan, pages of a read.
@@ -84,7 +86,7 @@ func Open(pid int) (*Map, error) {
 	if err != nil {
 		return nil, fmt.Errorf("page map of task %d: %w", pid, err)
 	}
-	return &Map{f: f, scan: probe().scan}, nil
+	return &Map{f: f, scan: probe().scan, pages: scanPages}, nil
 }
 
 // Close closes it.
@@ -113,6 +115,31 @@ func (m *Map) Scan(start, end uint64, q Query, yield func(Region) error) error {
 		return err
 	}
 	return joined.flush()
+}
+
+// errFound ends a scan that has found something.
+var errFound = errors.New("found")
+
+// Any says whether q selects a page in [start, end) that is in no guard region. It looks no further than the first.
+func (m *Map) Any(start, end uint64, q Query) (bool, error) {
+	found := func(r Region) error {
+		if r.Categories&Guard != 0 {
+			return nil
+		}
+		return errFound
+	}
+	var err error
+	if m.scan {
+		m.pages = 1
+		err = m.scanIoctl(start, end, q, found)
+		m.pages = scanPages
+	} else {
+		err = m.scanFile(start, end, q, found)
+	}
+	if err == errFound {
+		return true, nil
+	}
+	return false, err
 }
 
 // joiner puts regions together that a call's bounds have cut.
@@ -191,7 +218,7 @@ func (m *Map) scanRange(start, end uint64, q Query, flags uint64, yield func(Reg
 		m.vec = vectors.Get().(*[maxRegions]pageRegion)[:]
 	}
 	for start < end {
-		n, walked, err := scanCall(int(m.f.Fd()), start, end, q, flags, m.vec)
+		n, walked, err := scanCall(int(m.f.Fd()), start, end, q, flags, m.pages, m.vec)
 		if err != nil {
 			return fmt.Errorf("%s at %x: %w", m.f.Name(), start, err)
 		}
@@ -213,10 +240,10 @@ func (m *Map) scanRange(start, end uint64, q Query, flags uint64, yield func(Reg
 	return nil
 }
 
-// scanCall is one PAGEMAP_SCAN: how many regions it found and how far it came.
-func scanCall(fd int, start, end uint64, q Query, flags uint64, vec []pageRegion) (n int, walked uint64, err error) {
+// scanCall is one PAGEMAP_SCAN: how many regions it found, with no more than so many pages, and how far it came.
+func scanCall(fd int, start, end uint64, q Query, flags, pages uint64, vec []pageRegion) (n int, walked uint64, err error) {
 	for {
-		arg := scanArg{flags: flags, start: start, end: end, vec: unsafe.Pointer(&vec[0]), vecLen: uint64(len(vec)), maxPages: scanPages,
+		arg := scanArg{flags: flags, start: start, end: end, vec: unsafe.Pointer(&vec[0]), vecLen: uint64(len(vec)), maxPages: pages,
 			inverted: q.Inverted, mask: q.Mask, anyOf: q.AnyOf, ret: q.Return}
 		if arg.ret == 0 {
 			arg.ret = Present // the kernel wants regions to say something
