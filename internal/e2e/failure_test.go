@@ -85,7 +85,7 @@ func (target *Target) untouched(before map[int]string, logs ...string) {
 	defer func() {
 		if target.t.Failed() && len(logs) > 0 {
 			log, _ := os.ReadFile(logs[len(logs)-1])
-			target.t.Logf("the last log:\n%s", log)
+			target.t.Logf("verdict %q, stderr %s, the last log:\n%s", target.read("verdict"), target.read("stderr"), log)
 		}
 	}()
 	for pid, want := range before {

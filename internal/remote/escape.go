@@ -192,7 +192,7 @@ func (s *Session) openEscape() error {
 		return nil
 	}
 	t := s.leader.thread
-	at := alignUp(s.escape.scratch+arch.EscapeWord, 64)
+	at := alignUp(s.escape.scratch+escapeMark, 64)
 	room := frames.Get().(*[]byte)
 	defer frames.Put(room)
 	frame, err := arch.SigFrame((*room)[:0], &t.Regs, t.XState, t.SigMask, at)
@@ -200,21 +200,26 @@ func (s *Session) openEscape() error {
 		return err
 	}
 	s.frame, s.frameSize = at, len(frame)
-	*room = append(frame, make([]byte, arch.EscapeWord+len(frame))...)
+	*room = append(frame, make([]byte, escapeMark+len(frame))...)
 	used := (*room)[len(frame):]
-	err = ptrace.ReadMemory(t.TID, at-arch.EscapeWord, used)
+	err = ptrace.ReadMemory(t.TID, at-escapeMark, used)
 	sp := t.Regs.StackPointer()
 	inUse := len(bytes.Trim(used, "\x00")) > 0 && le.Uint64(used) != s.escape.sigreturn // what a killed tool left does not count
 	if err != nil || inUse || sp >= at && sp < at+uint64(len(used))+redZone {
 		s.frame = 0
 		return nil
 	}
-	if err := ptrace.WriteMemory(t.TID, at, frame); err != nil {
+	mark := used[:escapeMark]
+	le.PutUint64(mark, s.escape.sigreturn)
+	if ptrace.WritePieces(t.TID, ptrace.Piece{Addr: at - escapeMark, Data: mark}, ptrace.Piece{Addr: at, Data: frame}) != nil {
 		s.frame = 0
-		return nil
 	}
 	return nil
 }
+
+// escapeMark is the size of the word before the frame, the address of sigreturn. It is there as long as anything of the frame
+// is, so what a killed tool left is known by it. Where SetupEscape wants a word there, it is the same.
+const escapeMark = 8
 
 // redZone is memory below the stack pointer that belongs to the thread.
 const redZone = 128
@@ -234,12 +239,14 @@ func (s *Session) closeEscape() error {
 	if s.frame == 0 {
 		return nil
 	}
-	at := s.frame - arch.EscapeWord
+	at := s.frame
 	s.frame = 0
 	room := frames.Get().(*[]byte)
 	defer frames.Put(room)
-	*room = append((*room)[:0], make([]byte, arch.EscapeWord+s.frameSize)...)
-	if err := ptrace.WriteMemory(s.leader.thread.TID, at, *room); err != nil {
+	*room = append((*room)[:0], make([]byte, s.frameSize+escapeMark)...)
+	err := ptrace.WritePieces(s.leader.thread.TID, ptrace.Piece{Addr: at, Data: (*room)[:s.frameSize]},
+		ptrace.Piece{Addr: at - escapeMark, Data: (*room)[s.frameSize:]})
+	if err != nil {
 		return fmt.Errorf("clear the escape of thread %d: %w", s.leader.thread.TID, err)
 	}
 	return nil
