@@ -32,7 +32,7 @@ type taskPages struct {
 // that comes before.
 func (d *dumper) readFlags(_ *pipeline.Stage, tasks []*collectors.Task) ([]*collectors.Task, error) {
 	for _, t := range tasks {
-		if t.Live() {
+		if t.Live() && !d.readsLater(t) {
 			t.Memory.ReadFlags(t)
 		}
 	}
