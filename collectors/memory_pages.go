@@ -162,7 +162,13 @@ func (w *walker) region(r pagemap.Region) error {
 		if err := w.m.beSure(i); err != nil {
 			return err
 		}
-		if !w.m.private(i) || w.m.copy.holds(i) {
+		if !w.m.private(i) {
+			continue
+		}
+		if w.m.copy.holds(i) {
+			if err := w.until(mp.Start + 1); err != nil {
+				return err
+			}
 			continue
 		}
 		start, end := max(mp.Start, r.Start), min(mp.End, r.End)
