@@ -116,13 +116,14 @@ func (t *Task) ended() bool {
 	return err != nil || ready != 0
 }
 
-// ForgetAnswers lets go of what is needed no more when the cores of the task are written. What takes the engine out
+// ForgetAnswers lets go of what is needed no more when the cores of some threads are written. What takes the engine out
 // of the leader stays.
-func (t *Task) ForgetAnswers() {
-	t.Core, t.asked = nil, nil
-	for _, th := range t.Threads {
+func (t *Task) ForgetAnswers(threads []*Thread) {
+	for _, th := range threads {
 		th.Core, th.Status = nil, nil
-		if th != t.Leader() {
+		if th == t.Leader() {
+			t.Core, t.asked = nil, nil
+		} else {
 			th.Tracee = nil
 		}
 	}

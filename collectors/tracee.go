@@ -2,6 +2,7 @@ package collectors
 
 import (
 	"errors"
+	"slices"
 
 	"cryo/internal/ptrace"
 	"cryo/internal/remote"
@@ -74,18 +75,23 @@ func (tr *Tracees) StartAsking(t *Task) error {
 	return t.Session.Start(t.asked.prog)
 }
 
-// FinishAsking takes the answers of the leader, then asks every other thread about itself.
+// FinishAsking takes the answers of the leader.
 func (tr *Tracees) FinishAsking(t *Task) error {
 	res, err := t.Session.Finish()
 	if err == nil {
 		err = t.asked.read(res, t)
 	}
-	for rest := t.Threads[1:]; err == nil && len(rest) > 0; {
-		n := min(len(rest), maxSlots)
-		err = tr.askThreads(t, rest[:n])
-		rest = rest[n:]
-	}
 	return err
+}
+
+// AskThreads asks threads of a task that has answered, none of them the leader, about themselves.
+func (tr *Tracees) AskThreads(t *Task, threads []*Thread) error {
+	for some := range slices.Chunk(threads, maxSlots) {
+		if err := tr.askThreads(t, some); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // askThreads lets several threads of a task tell about themselves at the same time. Each that has been started is

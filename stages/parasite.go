@@ -18,20 +18,65 @@ var errDryRun = errors.New("dry run")
 // asked, so that a large tree does not make the tool large.
 const askedTogether = 64
 
+// threadsTogether is how many threads of one task are asked before what they have said is written.
+const threadsTogether = 128
+
+// told is a task of which some threads have told what there is to tell: none of a zombie, and none of a task that cannot
+// be dumped.
+type told struct {
+	task    *collectors.Task
+	threads []*collectors.Thread
+	last    bool // of the task
+}
+
 // parasiteState asks all tasks about themselves and emits them.
-func (d *dumper) parasiteState(_ *pipeline.Stage, tasks []*collectors.Task, emit func(*collectors.Task) error) (err error) {
+func (d *dumper) parasiteState(_ *pipeline.Stage, tasks []*collectors.Task, emit func(told) error) (err error) {
 	d.ejecting, err = d.undo.Push("take the parasites out", 0, d.ejectAll(tasks), evictions(tasks)...)
 	if err != nil {
 		return err
 	}
 	for chunk := range slices.Chunk(tasks, askedTogether) {
-		if err := d.tracer.Do(func() error { return d.ask(chunk) }); err != nil {
+		var answered []*collectors.Task
+		err := d.tracer.Do(func() (err error) {
+			answered, err = d.ask(chunk)
+			return err
+		})
+		for _, t := range chunk {
+			if err == nil && slices.Contains(answered, t) {
+				err = d.askThreads(t, emit)
+			} else if err == nil {
+				err = emit(told{task: t, last: true})
+			}
+		}
+		if err != nil {
 			return err
 		}
-		for _, t := range chunk {
-			if err := emit(t); err != nil {
-				return err
+	}
+	return nil
+}
+
+// askThreads asks the threads of a task whose leader has answered. Those that have told are written while others are asked.
+func (d *dumper) askThreads(t *collectors.Task, emit func(told) error) error {
+	for first := 0; first < len(t.Threads); first += threadsTogether {
+		p := told{task: t, threads: t.Threads[first:min(first+threadsTogether, len(t.Threads))]}
+		p.last = first+len(p.threads) == len(t.Threads)
+		others := p.threads
+		if first == 0 {
+			others = others[1:]
+		}
+		if len(others) > 0 {
+			err := d.tracer.Do(func() error { return d.tracees.AskThreads(t, others) })
+			var o collectors.Obstacle
+			if errors.As(err, &o) {
+				d.env.Obstacles.Add(o)
+				return emit(told{task: t, last: true})
 			}
+			if err != nil {
+				return fmt.Errorf("task %d: %w", t.Pid, err)
+			}
+		}
+		if err := emit(p); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -39,7 +84,7 @@ func (d *dumper) parasiteState(_ *pipeline.Stage, tasks []*collectors.Task, emit
 
 // refuse is where a dump that cannot be done is refused, with everything that stands in its way, before memory is stored.
 // It is the end of a dry run.
-func (d *dumper) refuse(s *pipeline.Stage, tasks []*collectors.Task) ([]*collectors.Task, error) {
+func (d *dumper) refuse(s *pipeline.Stage, all []told) ([]*collectors.Task, error) {
 	if err := d.env.Files.Finish(); err != nil {
 		return nil, err
 	}
@@ -49,12 +94,18 @@ func (d *dumper) refuse(s *pipeline.Stage, tasks []*collectors.Task) ([]*collect
 	if d.o.DryRun {
 		return nil, errDryRun
 	}
+	var tasks []*collectors.Task
+	for _, p := range all {
+		if p.last {
+			tasks = append(tasks, p.task)
+		}
+	}
 	return tasks, d.env.Obstacles.Err()
 }
 
-// ask puts the engine into every task, runs one program in each, all at the same time, and then one in every thread. A
-// task with an obstacle is not asked further.
-func (d *dumper) ask(tasks []*collectors.Task) error {
+// ask puts the engine into every task and runs one program in each, all at the same time. It returns those that have
+// answered: a task with an obstacle is not asked further.
+func (d *dumper) ask(tasks []*collectors.Task) ([]*collectors.Task, error) {
 	asked := slices.DeleteFunc(slices.Clone(tasks), func(t *collectors.Task) bool { return !t.Live() })
 	steps := []func([]*collectors.Task) []error{
 		each(d.tracees.Capture), d.tracees.Inject, each(d.tracees.StartAsking), each(d.tracees.FinishAsking)}
@@ -73,11 +124,11 @@ func (d *dumper) ask(tasks []*collectors.Task) error {
 			}
 		}
 		if failed != nil {
-			return failed
+			return nil, failed
 		}
 		asked = rest
 	}
-	return nil
+	return asked, nil
 }
 
 // each makes a step of many tasks of a step of one. It goes on after an error: what is running in the others has to be

@@ -41,18 +41,15 @@ func (d *dumper) writeTask(_ *pipeline.Stage, t *collectors.Task) (*collectors.T
 	return t, nil
 }
 
-// writeCores writes the cores of a task and lets go of what they were made of. Of a tree that will be refused nothing is
+// writeCores writes the cores of threads and lets go of what they were made of. Of a tree that will be refused nothing is
 // written.
-func (d *dumper) writeCores(_ *pipeline.Stage, t *collectors.Task) (*collectors.Task, error) {
-	if !t.Live() {
-		return t, nil
-	}
-	defer t.ForgetAnswers()
+func (d *dumper) writeCores(_ *pipeline.Stage, p told) (told, error) {
+	defer p.task.ForgetAnswers(p.threads)
 	if d.env.Obstacles.Err() != nil {
-		return t, nil
+		return p, nil
 	}
-	return t, spread.Range(len(t.Threads), coreChunk, func(i int) error {
-		th := t.Threads[i]
+	return p, spread.Range(len(p.threads), coreChunk, func(i int) error {
+		th := p.threads[i]
 		return image.Write(d.env.Images, image.Core, uint64(th.VTid), th.Core)
 	})
 }
