@@ -61,6 +61,9 @@ func FindEscape(pid int) (e Escape, err error) {
 			e.scratch = m.Start
 		}
 	}
+	if err == nil && e.Ok() {
+		e.remember()
+	}
 	return e, err
 }
 
@@ -84,17 +87,17 @@ func findEscape(t *Thread, maps []vma.Mapping) (Escape, error) {
 			return e, nil
 		}
 	}
-	e, err := FindEscape(t.TID)
-	if err != nil || !e.Ok() {
-		return e, err
-	}
+	return FindEscape(t.TID)
+}
+
+// remember puts an escape before those found earlier.
+func (e Escape) remember() {
 	recentEscapes.Lock()
 	defer recentEscapes.Unlock()
 	recentEscapes.list = append([]Escape{e}, recentEscapes.list...)
 	if len(recentEscapes.list) > maxRecentEscapes {
 		recentEscapes.list = recentEscapes.list[:maxRecentEscapes]
 	}
-	return e, nil
 }
 
 // isIn says whether the code of an escape is in the task of t too, and takes over where its stack begins. known are the
