@@ -27,7 +27,8 @@ import (
 // then for what only it tells: the state of files that are no files of a file system, and locks. Whether a descriptor is
 // closed on exec is asked of the task itself, see [askDescriptors].
 type Prober struct {
-	links int // /proc/self/fd
+	askers []Asker
+	links  int // /proc/self/fd
 
 	met    atomic.Int64  // descriptors so far
 	list   sync.Once     // begins to list locks
@@ -41,13 +42,19 @@ type Prober struct {
 // locks a file wait for that, and waits some milliseconds itself first.
 const manyDescriptors = 512
 
-// NewProber returns a Prober for one dump.
-func NewProber() (*Prober, error) {
+// NewProber returns a Prober for one dump with the given kinds.
+func NewProber(kinds []Kind) (*Prober, error) {
 	links, err := unix.Open("/proc/self/fd", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open /proc/self/fd: %w", err)
 	}
-	return &Prober{links: links, listed: make(chan struct{})}, nil
+	pr := &Prober{links: links, listed: make(chan struct{})}
+	for _, k := range kinds {
+		if a, ok := k.Collector.(Asker); ok {
+			pr.askers = append(pr.askers, a)
+		}
+	}
+	return pr, nil
 }
 
 // Close gives back what the Prober holds.
@@ -73,10 +80,12 @@ func (pr *Prober) FDs(t *Task) ([]*Probe, error) {
 		if found.Load() == int64(count) {
 			return nil
 		}
-		probes[i], err = pr.probe(t, fds[i], quick)
+		p := &Probe{Task: t, FD: fds[i]}
+		err = pr.probe(p, quick)
 		if len(fds) != count && errors.Is(err, unix.EBADF) {
 			return nil // a free number
 		}
+		probes[i] = p
 		found.Add(1)
 		return err
 	})
@@ -144,37 +153,44 @@ func numbers(t *Task) (fds []int, count int, err error) {
 }
 
 // probe asks what one descriptor is, quickly if locks need not be told; the error of a number that is free is EBADF.
-func (pr *Prober) probe(t *Task, fd int, quick bool) (*Probe, error) {
-	own, err := t.getFD(fd)
+func (pr *Prober) probe(p *Probe, quick bool) error {
+	own, err := p.Task.getFD(p.FD)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer unix.Close(own)
-	p := &Probe{Task: t, FD: fd}
+	wrap := func(what string, err error) error {
+		return fmt.Errorf("%s of task %d, fd %d: %w", what, p.Task.Pid, p.FD, err)
+	}
 	flags, err := unix.FcntlInt(uintptr(own), unix.F_GETFL, 0)
 	if err != nil {
-		return nil, fmt.Errorf("flags of task %d, fd %d: %w", t.Pid, fd, err)
+		return wrap("flags", err)
 	}
 	p.Flags = uint32(flags)
 	if err := unix.Fstat(own, &p.Stat); err != nil {
-		return nil, fmt.Errorf("fstat of task %d, fd %d: %w", t.Pid, fd, err)
+		return wrap("fstat", err)
 	}
 	if err := p.askFS(own); err != nil {
-		return nil, err
+		return err
 	}
 	if p.Owner, err = owner(own, p.Flags); err != nil {
-		return nil, fmt.Errorf("owner of task %d, fd %d: %w", t.Pid, fd, err)
+		return wrap("owner", err)
 	}
 	if p.Info, err = p.readInfo(own, quick); err != nil {
-		return nil, err
+		return err
 	}
 	if p.mode() == unix.S_IFREG { // it will be asked for, and here several are asked at a time
 		if p.link, err = pr.link(own); err != nil {
-			return nil, fmt.Errorf("path of task %d, fd %d: %w", t.Pid, fd, err)
+			return wrap("path", err)
 		}
 		p.gotLink = true
 	}
-	return p, nil
+	for _, a := range pr.askers {
+		if a.Match(p) {
+			p.answer, p.answerErr = a.Ask(p, own)
+		}
+	}
+	return nil
 }
 
 // link is the path the kernel prints for a file that the tool has.

@@ -29,6 +29,14 @@ type Collector interface {
 	Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error)
 }
 
+// Asker is a Collector that has much to ask of a file.
+type Asker interface {
+	Collector
+	// Ask asks it, before Collect, which finds what is returned as the probe's answer; fd is a duplicate. Several files are
+	// asked at the same time.
+	Ask(p *Probe, fd int) (any, error)
+}
+
 // Kind is one row of the table of kinds: the type its entries carry and who makes them.
 type Kind struct {
 	Type fdinfo.FdTypes

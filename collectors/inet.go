@@ -38,6 +38,7 @@ type inetSocket struct {
 	*Probe
 	fd          int // the tool's own
 	kind, proto int
+	cookie      uint64        // of its network namespace, 0 before Linux 5.14
 	info        *unix.TCPInfo // of a TCP socket, nil for others
 	entry       *sk_inet.InetSkEntry
 }
@@ -45,32 +46,49 @@ type inetSocket struct {
 // tcp says whether the socket is one of TCP, and no raw one.
 func (s *inetSocket) tcp() bool { return s.info != nil }
 
-// Collect makes an inet_sk_entry.
-func (Inet) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
-	fd, err := p.Dup()
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(fd)
+// Ask asks the socket for all it can say.
+func (Inet) Ask(p *Probe, fd int) (any, error) {
 	s := &inetSocket{Probe: p, fd: fd}
-	ns, number, err := p.netNS(f.env, fd, "an IP socket")
-	if err != nil {
-		return nil, err
+	if b, err := sockopt.Bytes(fd, unix.SOL_SOCKET, soNetnsCookie, 8); err == nil && len(b) == 8 {
+		s.cookie = binary.NativeEndian.Uint64(b)
 	}
-	ns.Close()
 	if err := s.identify(); err != nil {
 		return nil, err
 	}
 	s.entry = &sk_inet.InetSkEntry{
-		Id: proto.Uint32(id), Ino: proto.Uint32(uint32(p.Stat.Ino)), Family: proto.Uint32(uint32(p.Domain)),
+		Ino: proto.Uint32(uint32(p.Stat.Ino)), Family: proto.Uint32(uint32(p.Domain)),
 		Type: proto.Uint32(uint32(s.kind)), Proto: proto.Uint32(uint32(s.proto)), Backlog: proto.Uint32(0),
 		Flags: proto.Uint32(p.Flags), Fown: p.Owner, IpOpts: &sk_inet.IpOptsEntry{}, TcpOpts: &tcp_stream.TcpOptsEntry{},
 	}
-	if number != 0 {
-		s.entry.NsId = proto.Uint32(number)
-	}
 	if err := s.addresses(); err != nil {
 		return nil, err
+	}
+	if s.tcp() {
+		s.tcpOptions()
+	}
+	return s, s.ipOptions()
+}
+
+// soNetnsCookie is SO_NETNS_COOKIE: a number of the network namespace that no other ever has (Linux 5.14).
+const soNetnsCookie = 71
+
+// Collect makes an inet_sk_entry.
+func (Inet) Collect(f *Files, p *Probe, id uint32) (_ *fdinfo.FileEntry, err error) {
+	if p.answerErr != nil {
+		return nil, p.answerErr
+	}
+	s := p.answer.(*inetSocket)
+	if s.fd, err = p.Dup(); err != nil {
+		return nil, err
+	}
+	defer unix.Close(s.fd)
+	number, err := f.env.Sockets.namespace(f.env, s)
+	if err != nil {
+		return nil, err
+	}
+	s.entry.Id = proto.Uint32(id)
+	if number != 0 {
+		s.entry.NsId = proto.Uint32(number)
 	}
 	if err := s.state(f.env); err != nil {
 		return nil, err
@@ -78,11 +96,7 @@ func (Inet) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
 	if s.entry.Opts, err = p.socketOptions(); err != nil {
 		return nil, err
 	}
-	if err := s.ipOptions(); err != nil {
-		return nil, err
-	}
 	if s.tcp() {
-		s.tcpOptions()
 		if s.entry.GetDstPort() != 0 && !f.env.Options.TCPClose {
 			if err := f.env.Connections.add(s); err != nil {
 				return nil, err
@@ -292,7 +306,24 @@ func (s *inetSocket) icmpFilter(o *sk_inet.IpOptsRawEntry) error {
 
 // InetSockets are the IP sockets the kernel lists, each protocol asked for once, when it is met.
 type InetSockets struct {
-	known map[[2]int]map[uint32]sockdiag.Inet
+	known      map[[2]int]map[uint32]sockdiag.Inet
+	namespaces map[uint64]uint32 // their numbers in images, by cookie
+}
+
+// namespace is the number of the network namespace of a socket, 0 where no task is in it, which has to be the tree's.
+func (k *InetSockets) namespace(env *Env, s *inetSocket) (uint32, error) {
+	if number, known := k.namespaces[s.cookie]; known && s.cookie != 0 {
+		return number, nil
+	}
+	ns, number, err := s.netNS(env, s.fd, "an IP socket")
+	if err != nil {
+		return 0, err
+	}
+	if k.namespaces == nil {
+		k.namespaces = map[uint64]uint32{}
+	}
+	k.namespaces[s.cookie] = number
+	return number, ns.Close()
 }
 
 // find is what the kernel's tables say of a socket, nothing of one that is neither bound nor connected.

@@ -35,11 +35,10 @@ func (f *Files) sentOne(carrier *Probe, fd int) (id uint32, fresh bool, err erro
 			return 0, false, err
 		}
 	}
-	p, err := f.env.Prober.probe(f.self, fd, false)
-	if err != nil {
+	p := &Probe{Task: f.self, FD: fd, Carrier: carrier}
+	if err := f.env.Prober.probe(p, false); err != nil {
 		return 0, false, err
 	}
-	p.Carrier = carrier
 	id, fresh, err = f.number(p)
 	if p.Info.Field("lock") != "" {
 		f.sentLocked[id] = p

@@ -40,6 +40,9 @@ type Probe struct {
 	link    string
 	gotLink bool
 	info    procfs.FDInfo // what Info is where fdinfo was not read
+
+	answer    any // what an Asker of the file's kind has returned
+	answerErr error
 }
 
 // entry is the link below /proc/PID that leads to the file.

@@ -90,14 +90,20 @@ func (s *inetSocket) tcpOptions() {
 		}
 		return uint32(v)
 	}
-	for name, to := range map[int]**bool{unix.TCP_NODELAY: &o.Nodelay, unix.TCP_CORK: &o.Cork} {
-		if get(name) != 0 {
-			*to = proto.Bool(true)
+	for _, flag := range [...]struct {
+		name int
+		to   **bool
+	}{{unix.TCP_NODELAY, &o.Nodelay}, {unix.TCP_CORK, &o.Cork}} {
+		if get(flag.name) != 0 {
+			*flag.to = proto.Bool(true)
 		}
 	}
-	for name, to := range map[int]**uint32{unix.TCP_KEEPCNT: &o.Keepcnt, unix.TCP_KEEPIDLE: &o.Keepidle, unix.TCP_KEEPINTVL: &o.Keepintvl} {
-		if v := get(name); v != 0 {
-			*to = proto.Uint32(v)
+	for _, number := range [...]struct {
+		name int
+		to   **uint32
+	}{{unix.TCP_KEEPCNT, &o.Keepcnt}, {unix.TCP_KEEPIDLE, &o.Keepidle}, {unix.TCP_KEEPINTVL, &o.Keepintvl}} {
+		if v := get(number.name); v != 0 {
+			*number.to = proto.Uint32(v)
 		}
 	}
 }

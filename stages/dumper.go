@@ -106,7 +106,7 @@ func newDumper(o *options.Options, open opener) (*dumper, error) {
 		d.cgroups, err = collectors.NewCgroups(o)
 	}
 	if err == nil {
-		d.env.Prober, err = collectors.NewProber()
+		d.env.Prober, err = collectors.NewProber(collectorKinds())
 	}
 	if err != nil {
 		d.close()
