@@ -168,9 +168,18 @@ func (s *summary) print(w io.Writer, logName string) {
 			count["pass"]++
 		}
 	}
-	say("fail", "What failed (the whole log is "+logName+"):", func(words []string) []string { return words[:min(len(words), 40)] })
+	say("fail", "What failed (the whole log is "+logName+"):", ends)
 	say("skip", "Skipped, and why:", func(words []string) []string { return words[max(0, len(words)-1):] })
 	fmt.Fprintf(w, "\n%d passed, %d failed, %d skipped\n", count["pass"], count["fail"], count["skip"])
+}
+
+// ends is the beginning and the end of what is long.
+func ends(lines []string) []string {
+	const head, tail = 10, 30
+	if len(lines) <= head+tail {
+		return lines
+	}
+	return slices.Concat(lines[:head], []string{"..."}, lines[len(lines)-tail:])
 }
 
 // failedWithin says whether a part of a test, or a test of a package, failed.
