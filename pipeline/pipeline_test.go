@@ -43,7 +43,7 @@ func collect[T any](g *Graph, in Stream[T]) *[]T {
 // mustRun runs g and fails the test if that fails or does not come to an end.
 func mustRun(t *testing.T, g *Graph, obs ...Observer) {
 	t.Helper()
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 30*time.Second, errors.New("deadlock"))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), time.Minute, errors.New("deadlock"))
 	defer cancel()
 	if err := g.Run(ctx, obs...); err != nil {
 		t.Fatal(err)

@@ -104,7 +104,7 @@ func state(t *testing.T, pid int) string {
 // awaitAsleep waits until a task sleeps by itself again.
 func awaitAsleep(t *testing.T, pid int) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		dir, err := procfs.OpenTask(pid)
 		if err != nil {
 			t.Fatalf("task %d has gone: %v", pid, err)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"time"
 
 	"cryo/internal/actions"
 	"cryo/internal/guardian"
@@ -29,15 +30,29 @@ func Restore(ctx context.Context, o *options.Options) error {
 	if err := o.Check(options.Restore); err != nil {
 		return err
 	}
+	again, err := restoreOnce(ctx, o)
+	if err != nil && again && ctx.Err() == nil && guardian.AwaitOrphans(ctx, orphansBound) {
+		slog.Info("Trying again: what a tool that was killed had left behind is gone", "failed", err)
+		_, err = restoreOnce(ctx, o)
+	}
+	return err
+}
+
+// orphansBound is how long a restore waits for the guardian of one that was killed.
+const orphansBound = 10 * time.Second
+
+// restoreOnce restores. If it fails it says whether all is as it was, so that it may be tried again.
+func restoreOnce(ctx context.Context, o *options.Options) (again bool, err error) {
 	r, err := newRestorer(o)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer r.close()
 	if err := r.run(ctx); err != nil {
-		return err
+		_, dir := r.source.(*image.Dir) // others can be read only once
+		return dir && !r.running, err
 	}
-	return r.afterwards(ctx)
+	return false, r.afterwards(ctx)
 }
 
 // run runs the graph of a restore.

@@ -25,7 +25,8 @@ import (
 const wardEnv = "GUARDIAN_TEST_WARD"
 
 func TestMain(m *testing.M) {
-	Main(Kind{"fail", func(context.Context, json.RawMessage, []int) error { return errors.New("as told") }})
+	Main(Kind{"fail", func(context.Context, json.RawMessage, []int) error { return errors.New("as told") }},
+		Kind{"slow", func(context.Context, json.RawMessage, []int) error { time.Sleep(300 * time.Millisecond); return nil }})
 	if script := os.Getenv(wardEnv); script == "spin" {
 		os.Exit(playSpinner())
 	} else if script != "" {
@@ -41,6 +42,10 @@ func TestMain(m *testing.M) {
 type fail struct{}
 
 func (fail) UndoKind() string { return "fail" }
+
+type slow struct{}
+
+func (slow) UndoKind() string { return "slow" }
 
 // playWard is what a ward does. A step is a verb, an equals sign and a file; each file is made after it is recorded.
 func playWard(script []string) error {
@@ -78,6 +83,8 @@ func playWard(script []string) error {
 			_, err = keep(Signal{Pidfd: os.NewFile(3, "pidfd"), Signal: s})
 		case "fail":
 			_, err = g.Record(fail{})
+		case "slow":
+			_, err = g.Record(slow{})
 		case "forget":
 			forgets[name]()
 		case "commit":
@@ -231,6 +238,24 @@ func TestSignal(t *testing.T) {
 	}
 }
 
+// TestAwaitOrphans waits for a guardian that takes its time.
+func TestAwaitOrphans(t *testing.T) {
+	dir := t.TempDir()
+	c := ward(t, dir, "file=a slow die") // its output is not waited for, which the guardian has too
+	if err := c.Run(); err == nil {
+		t.Fatal("the ward lives")
+	}
+	if left := list(t, dir); len(left) != 1 {
+		t.Skipf("the guardian was faster: left %v", left)
+	}
+	if !AwaitOrphans(context.Background(), time.Minute) {
+		t.Error("nobody was waited for")
+	}
+	if left := list(t, dir); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
 // TestSocketHeldByOthers kills a ward whose socket lives on in another process.
 func TestSocketHeldByOthers(t *testing.T) {
 	dir := t.TempDir()
@@ -261,7 +286,7 @@ func TestSocketHeldByOthers(t *testing.T) {
 	defer unix.Close(pidfd)
 	c.Process.Kill()
 	c.Wait()
-	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 10_000); n != 1 {
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 60_000); n != 1 {
 		t.Fatalf("the guardian has not ended: %v", err)
 	}
 	if left := list(t, dir); len(left) != 0 {
@@ -339,7 +364,7 @@ func testImmune(t *testing.T, script string, up bool) {
 // until waits for a condition.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("in vain: %s", what)
 		}
@@ -355,7 +380,7 @@ func TestGuardianDies(t *testing.T) {
 	if err := syscall.Kill(g.Pid(), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(g.sock.Fd()), Events: unix.POLLRDHUP}}, 10_000); n != 1 {
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(g.sock.Fd()), Events: unix.POLLRDHUP}}, 60_000); n != 1 {
 		t.Fatalf("its socket is not closed: %v", err)
 	}
 	forget, err := g.Record(fail{})

@@ -91,7 +91,7 @@ func startVictim(t testing.TB, mode string) *victim {
 func (v *victim) ends(t testing.TB) {
 	t.Helper()
 	v.stdin.Close()
-	watchdog := time.AfterFunc(20*time.Second, func() { v.cmd.Process.Kill() })
+	watchdog := time.AfterFunc(time.Minute, func() { v.cmd.Process.Kill() })
 	defer watchdog.Stop()
 	if err := v.cmd.Wait(); err != nil {
 		t.Errorf("the victim was harmed: %v %s", err, v.stderr.String())

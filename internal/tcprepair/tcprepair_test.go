@@ -87,7 +87,7 @@ func TestRepair(t *testing.T) {
 	if _, err := client.Write([]byte(text)); err != nil {
 		t.Fatal(err)
 	}
-	server.SetReadDeadline(time.Now().Add(10 * time.Second))
+	server.SetReadDeadline(time.Now().Add(time.Minute))
 	got := make([]byte, len(text))
 	if _, err := server.Read(got); err != nil || string(got) != text {
 		t.Errorf("%q, %v", got, err)
