@@ -216,12 +216,13 @@ func (p *FilePlanner) settle() error {
 // the next: the plan follows which number is what in every table.
 func (p *FilePlan) EmitLevel(lv Level, t *Table, b *remote.Builder) error {
 	s := newSlots(p, t, b)
-	switch lv {
-	case Open:
+	if lv == t.begins() {
 		b.Grow(2 * len(t.owns))
 		// What came with the clone goes. From here on the plan knows every number.
 		b.Call(unix.SYS_CLOSE_RANGE, remote.Imm(0), remote.Imm(^uint32(0)), remote.Imm(0)).Must().Discard()
 		p.limits.emit(b, t.need(len(p.Tables)))
+	}
+	switch lv {
 	case Fill:
 		s.receive()
 	case Own:
@@ -239,6 +240,15 @@ func (p *FilePlan) EmitLevel(lv Level, t *Table, b *remote.Builder) error {
 		s.closeParked()
 	}
 	return nil
+}
+
+// begins is the first level at which the task of a table does something: a program less for each that only gets what
+// others make.
+func (t *Table) begins() Level {
+	if len(t.owns) == 0 {
+		return Fill
+	}
+	return Open
 }
 
 // filler is something the tool does with what the tasks have made, when they are through a level: most after Fill. open

@@ -237,8 +237,6 @@ open 11
 	eventfd2(1, 0) = 0
 	dup3(0, 1, 0) must
 	close(0) must
-open 12
-	close_range(0, 0xffffffff, 0) must
 fill 11
 	pidfd_open(10, 0) = 0
 	dup3(0, 2, 0x80000) must
@@ -247,6 +245,7 @@ fill 11
 	fcntl(0, 2, 0) must
 	close(2) must
 fill 12
+	close_range(0, 0xffffffff, 0) must
 	pidfd_open(10, 0) = 0
 	dup3(0, 3, 0x80000) must
 	close(0) must
@@ -262,13 +261,12 @@ fill 12
 	close(3) must
 `},
 		{"an epoll set goes by the numbers of the task that has them", []*fdinfo.FileEntry{pollFile(1, 1), eventFile(2, 0)}, []string{"0=1c", "0=1c 1=2"}, `
-open 10
-	close_range(0, 0xffffffff, 0) must
 open 11
 	close_range(0, 0xffffffff, 0) must
 	epoll_create1(0x80000) = 0
 	eventfd2(0, 0) = 1
 fill 10
+	close_range(0, 0xffffffff, 0) must
 	pidfd_open(11, 0) = 0
 	dup3(0, 1, 0x80000) must
 	close(0) must
