@@ -192,7 +192,7 @@ var Table = []Option{
 		"punch pages out of older images once newer ones hold them, or once restored",
 		func(o *Options) *bool { return &o.AutoDedup }),
 	text(secMemory, "pre-dump-mode", "splice|read", PreDump, "pre_dump_mode", Incremental,
-		"take pages by pipes from inside the task (default) or from outside",
+		"accepted for criu's sake: pages are always read from outside while tasks run",
 		func(o *Options) any { return &o.PreDumpMode }),
 	flag(secMemory, "lazy-pages", moving|PageServer, "lazy_pages", Lazy,
 		"restore memory when it is touched; 'criu lazy-pages' serves it",
