@@ -171,6 +171,28 @@ func TestChainUnderFire(t *testing.T) {
 	}
 }
 
+// TestChainInTheWay takes sets of a program with a userfaultfd of its own, which closes whatever descriptors it finds, and
+// whose child calls exec all the time.
+func TestChainInTheWay(t *testing.T) {
+	RequireRoot(t)
+	target := tools.StartWorkload(t, "ownuffd")
+	c := newChain(t, target)
+	for range 10 {
+		c.PreDump()
+	}
+	write(t, filepath.Join(target.Dir, "final"), "")
+	target.await("no userfaultfd", func() bool {
+		c.PreDump()
+		_, err := os.Stat(filepath.Join(target.Dir, "closed"))
+		return err == nil
+	})
+	for range 3 {
+		c.PreDump()
+	}
+	target.Restore(tools.Criu, c.Dump())
+	target.Go()
+}
+
 // TestChainIsSmall writes little between two sets and looks at the size of the second.
 func TestChainIsSmall(t *testing.T) {
 	RequireRoot(t)
