@@ -70,7 +70,7 @@ func (m *Memory) DumpAhead(ctx context.Context, t *Task, dst PageDest, stats *Me
 	m.ahead = true
 	src := pagecopy.NewTask(t.Pid)
 	defer src.Close()
-	copier := pagecopy.New(ctx, pagecopy.Running{Task: src, Ended: t.ended}, dst, pagecopy.Workers(), &stats.Private)
+	copier := pagecopy.New(ctx, pagecopy.Running{Task: src, Ended: t.ended}, dst, pagecopy.WorkersBeside(), &stats.Private)
 	defer func() {
 		if cerr := copier.Close(); err == nil {
 			err = cerr

@@ -25,6 +25,11 @@ func Read(src image.Source) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
+	if inv.PreDumpMode != nil {
+		if there, err := src.Exists(image.Pstree.File(0)); err == nil && !there {
+			return nil, fmt.Errorf("%s is a pre-dump, which holds memory and no tasks: restore the dump that builds on it", src)
+		}
+	}
 	if err := image.CheckParents(src, inv); err != nil {
 		return nil, err
 	}

@@ -265,6 +265,9 @@ func TestWrongParents(t *testing.T) {
 	os.Mkdir(filepath.Join(c.dir, "empty"), 0o700)
 	refused(t, target, c.dir, "../empty", "no inventory.img")
 	refused(t, target, c.dir, ".", "it is the directory of the new one")
+	if r := Run(t, tools.Criu, "restore", "-d", "-D", filepath.Join(c.dir, "1")); r.Code == 0 || !strings.Contains(r.Stderr, "is a pre-dump") {
+		t.Errorf("restore of a pre-dump: exit status %d: %s", r.Code, r.Stderr)
+	}
 
 	other := tools.StartWorkload(t, "bigmem", "8")
 	foreign := newChain(t, other)

@@ -78,6 +78,9 @@ func (b *batch) buffer() []byte {
 // Workers is how many workers a Copier has if it is not told: what one file can make use of.
 func Workers() int { return min(2, runtime.GOMAXPROCS(0)) }
 
+// WorkersBeside is how many leave a processor to the program whose pages are moved while it runs.
+func WorkersBeside() int { return max(1, min(Workers(), runtime.GOMAXPROCS(0)-1)) }
+
 // Copier moves pages from one source to one destination.
 type Copier struct {
 	src   Source
