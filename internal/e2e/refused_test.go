@@ -21,6 +21,8 @@ func TestRefused(t *testing.T) {
 		"ring":     "a part of the rings of a packet socket",
 		"unlinked": "has no name any more (mq_unlink)",
 		"notified": "(mq_notify)",
+		"veth":     "network device veth0 (veth)",
+		"nested":   "is in another network namespace than the root of the tree",
 	} {
 		t.Run(kind, func(t *testing.T) {
 			if kind == "mptcp" {

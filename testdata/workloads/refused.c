@@ -3,10 +3,13 @@
 #include <arpa/inet.h>
 #include <linux/if_packet.h>
 #include <linux/netlink.h>
+#include <linux/rtnetlink.h>
 #include <mqueue.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/udp.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/socket.h>
 
 static char buf[4096];
@@ -84,6 +87,42 @@ static void ring(void)
 	CHECK(p[0] == 0, "ring");
 }
 
+/* A network namespace with a device that is more than one. */
+static void veth(void)
+{
+	struct {
+		struct nlmsghdr h;
+		struct ifinfomsg i;
+		struct rtattr info, kind;
+		char name[8];
+	} req = { { sizeof(req), RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE, 1, 0 }, {},
+		  { sizeof(struct rtattr) * 2 + 8, IFLA_LINKINFO }, { sizeof(struct rtattr) + 5, IFLA_INFO_KIND }, "veth" };
+
+	CHECK(unshare(CLONE_NEWNET) == 0, "unshare");
+	int fd = socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE);
+	CHECK(send(fd, &req, sizeof(req), 0) == sizeof(req) && recv(fd, buf, sizeof(buf), 0) > 0, "ask for a pair");
+	CHECK(if_nametoindex("veth0"), "no pair");
+	workload_ready();
+	CHECK(if_nametoindex("veth0"), "no pair any more");
+}
+
+/* A child in a network namespace of its own. */
+static void nested(void)
+{
+	int pipes[2];
+
+	CHECK(pipe(pipes) == 0, "pipe");
+	pid_t child = fork();
+	if (!child) {
+		char c = unshare(CLONE_NEWNET) ? 'n' : 'y';
+		_exit(write(pipes[1], &c, 1) != 1 || pause());
+	}
+	CHECK(read(pipes[0], buf, 1) == 1 && buf[0] == 'y', "unshare");
+	workload_ready();
+	kill(child, SIGKILL);
+	CHECK(waitpid(child, NULL, 0) == child, "child");
+}
+
 static mqd_t queue(char name[64])
 {
 	snprintf(name, 64, "/cryo-refused-%d", getpid());
@@ -126,6 +165,7 @@ static struct {
 } kinds[] = {
 	{ "urgent", urgent }, { "mptcp", mptcp }, { "corked", corked },	    { "queued", queued },
 	{ "ring", ring },     { "unlinked", unlinked }, { "notified", notified },
+	{ "veth", veth },     { "nested", nested },
 };
 
 int main(int argc, char **argv)
