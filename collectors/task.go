@@ -7,6 +7,7 @@ import (
 	"cryo/internal/remote"
 	"fmt"
 	"sync"
+	"time"
 	"unique"
 
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
@@ -76,6 +77,7 @@ type Task struct {
 	namespaces  taskNamespaces
 	posixTimers []procfs.Timer
 	asked       *question[*Task] // running in the task
+	askedAt     time.Time        // when that began
 	fsTypes     sync.Map         // device: magic number of its filesystem
 	pidfd       int              // opened on first use; 0 is none
 	positions   []filePosition   // of files, as the descriptors were looked at
@@ -147,10 +149,18 @@ type Thread struct {
 
 // vtid translates a thread id to the tree's namespace; 0 if the task has no such thread.
 func (t *Task) vtid(tid int) int {
-	for _, th := range t.Threads {
-		if th.Tid == tid {
-			return th.VTid
-		}
+	if th := t.thread(tid); th != nil {
+		return th.VTid
 	}
 	return 0
+}
+
+// thread is the thread with an id as the tool sees it, nil for none.
+func (t *Task) thread(tid int) *Thread {
+	for _, th := range t.Threads {
+		if th.Tid == tid {
+			return th
+		}
+	}
+	return nil
 }

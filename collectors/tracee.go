@@ -3,6 +3,7 @@ package collectors
 import (
 	"errors"
 	"slices"
+	"time"
 
 	"cryo/internal/ptrace"
 	"cryo/internal/remote"
@@ -71,7 +72,7 @@ func (tr *Tracees) StartAsking(t *Task) error {
 	if same := t.sameness(); tr.task == nil || tr.same != same { // most tasks of a tree are as those next to them
 		tr.task, tr.same = newTaskQuestion(t), same
 	}
-	t.asked = tr.task
+	t.asked, t.askedAt = tr.task, time.Now()
 	return t.Session.Start(t.asked.prog)
 }
 
@@ -80,6 +81,9 @@ func (tr *Tracees) FinishAsking(t *Task) error {
 	res, err := t.Session.Finish()
 	if err == nil {
 		err = t.asked.read(res, t)
+	}
+	if err == nil {
+		err = lateSignals(t, t.askedAt)
 	}
 	return err
 }
