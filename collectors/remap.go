@@ -111,11 +111,16 @@ func (f *Files) link(p *Probe, id uint32, name string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	linkID := f.FreshID()
-	for dir := path.Dir(name); ; dir = path.Dir(dir) {
+	linkID, tries := f.FreshID(), 0
+	for dir := path.Dir(name); ; {
 		target := fmt.Sprintf("%s/link_remap.%d", strings.TrimSuffix(dir, "/"), linkID)
 		err := f.linkAt(fd, target)
 		if errors.Is(err, unix.ENOENT) && dir != "/" {
+			dir = path.Dir(dir)
+			continue
+		}
+		if errors.Is(err, unix.EEXIST) && tries < maxLinkNames { // of a set that was taken earlier
+			linkID, tries = f.FreshID(), tries+1
 			continue
 		}
 		if err != nil {
@@ -129,19 +134,26 @@ func (f *Files) link(p *Probe, id uint32, name string) error {
 	}
 }
 
-// linkAt makes the link. Its removal is on the undo stack first, and only a link this call made is ever removed.
+// maxLinkNames is how many names of other links are passed over.
+const maxLinkNames = 1000
+
+// linkAt makes the link, or takes one of the same file that an earlier set of the running tree has left. Its removal is on the undo stack first, and only a link this call made is ever removed.
 func (f *Files) linkAt(fd int, target string) error {
 	if f.env.DryRun {
 		return nil
 	}
 	var st unix.Stat_t
-	if err := unix.Lstat(target, &st); err == nil {
-		return unix.EEXIST
-	}
-	own := fmt.Sprintf("/proc/self/fd/%d", fd)
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
+	var there unix.Stat_t
+	if err := unix.Lstat(target, &there); err == nil {
+		if there.Dev == st.Dev && there.Ino == st.Ino {
+			return nil
+		}
+		return unix.EEXIST
+	}
+	own := fmt.Sprintf("/proc/self/fd/%d", fd)
 	remove := func(context.Context) error { return removeLink(target, st.Dev, st.Ino) }
 	if err := f.env.Undo("link "+target, remove); err != nil {
 		return err
