@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 
 	"cryo/internal/actions"
 	"cryo/internal/options"
 	"cryo/internal/procfs"
 	"cryo/internal/ptrace"
+	"cryo/internal/spread"
 	"cryo/pipeline"
 	"cryo/restorers"
 
@@ -109,19 +111,19 @@ func (r *restorer) insure(s *pipeline.Stage, live []*member, finish []pipeline.U
 		}
 		r.finished = append(r.finished, forget)
 	}
-	var records []pipeline.UndoRecord
-	for at := 0; at < len(live); at += pidsPerRecord {
-		var list killTasks
-		for _, m := range live[at:min(at+pidsPerRecord, len(live))] {
-			id, err := identify(m.PID())
-			if err != nil {
-				return err
-			}
-			list.Tasks = append(list.Tasks, id)
-		}
-		records = append(records, list)
+	ids := make([]taskID, len(live))
+	err := spread.Range(len(live), identifyChunk, func(i int) (err error) {
+		ids[i], err = identify(live[i].PID())
+		return err
+	})
+	if err != nil {
+		return err
 	}
-	_, err := s.Undo().Push("kill the tasks that are released", 0, func(context.Context) error { return nil }, records...)
+	var records []pipeline.UndoRecord
+	for chunk := range slices.Chunk(ids, pidsPerRecord) {
+		records = append(records, killTasks{Tasks: chunk})
+	}
+	_, err = s.Undo().Push("kill the tasks that are released", 0, func(context.Context) error { return nil }, records...)
 	return err
 }
 
