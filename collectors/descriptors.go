@@ -166,7 +166,7 @@ func (pr *Prober) probe(p *Probe, quick bool) error {
 	if err != nil {
 		return wrap("flags", err)
 	}
-	p.Flags = uint32(flags)
+	p.Flags = uint32(flags) &^ unix.O_CLOEXEC // how it was opened; what holds is the descriptor's own
 	if err := unix.Fstat(own, &p.Stat); err != nil {
 		return wrap("fstat", err)
 	}
