@@ -8,10 +8,10 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 
-/* An address that nobody else connects to. */
+/* An address that nobody else uses: its ports are still free when the program comes back. */
 static struct sockaddr_in loopback(void)
 {
-	return (struct sockaddr_in){ .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK + 0x4d4d00) };
+	return (struct sockaddr_in){ .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK + 0x400000 + getpid() % 0x3f0000) };
 }
 
 static struct sockaddr_in name_of(int fd)
