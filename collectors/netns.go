@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 
@@ -28,6 +27,7 @@ type NetNS struct {
 	number  uint32                       // in the images
 	file    *os.File                     // nil: the tool's own
 	tuns    map[string]*tun.TunLinkEntry // TUN and TAP devices that the tree has open, by name
+	rules   [][]byte                     // packet filters, by netfilter.Families
 	indices []uint32                     // of the devices that are stored
 }
 
@@ -100,13 +100,10 @@ func (n *NetNS) check(env *Env) error {
 	if len(rules) > usual {
 		refuse("routing rules of IPv6, which the image format cannot hold", "remove them before the dump")
 	}
-	needed, err := netfilter.Commands()
-	if err != nil {
-		return err
-	}
-	for _, command := range needed {
-		if _, err := exec.LookPath(command); err != nil {
-			refuse("packet filters, which are stored in the language of a command that is not there: "+command, "install it")
+	n.rules = make([][]byte, len(netfilter.Families))
+	for i, f := range netfilter.Families {
+		if n.rules[i], err = f.Rules(); err != nil {
+			refuse("packet filters that cannot be stored: "+err.Error(), "install the command that is missing, or take the rules away")
 		}
 	}
 	return nil

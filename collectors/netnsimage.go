@@ -24,8 +24,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Write stores the namespace. Rules of the packet filter are read before lock is called, which holds the network, and
-// connections that are tracked after it.
+// Write stores the namespace. lock holds the network; the connections that are tracked are read under it.
 func (n *NetNS) Write(set image.Creator, lock func() error) error {
 	if n.file == nil {
 		if err := n.writeTuns(set); err != nil {
@@ -34,13 +33,11 @@ func (n *NetNS) Write(set image.Creator, lock func() error) error {
 		return lock()
 	}
 	return nsenter.Net(n.file, func() error {
-		for _, f := range netfilter.Families {
-			rules, err := f.Rules()
-			if err == nil && rules != nil {
-				err = n.raw(set, f.Pattern, rules)
-			}
-			if err != nil {
-				return err
+		for i, f := range netfilter.Families {
+			if rules := n.rules[i]; rules != nil {
+				if err := n.raw(set, f.Pattern, rules); err != nil {
+					return err
+				}
 			}
 		}
 		if err := lock(); err != nil {

@@ -80,21 +80,6 @@ func nfTables() (names [][]string, err error) {
 	return names, nil
 }
 
-// Commands are those that it takes to store what rules there are.
-func Commands() ([]string, error) {
-	var list []string
-	for _, f := range Families {
-		used, err := f.used()
-		if err != nil {
-			return nil, err
-		}
-		if used {
-			list = append(list, f.save[0])
-		}
-	}
-	return list, nil
-}
-
 // Rules are the rules of a family, nil if there are none.
 func (f Family) Rules() (rules []byte, err error) {
 	used, err := f.used()
