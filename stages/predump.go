@@ -81,6 +81,11 @@ func (d *dumper) letGoAhead(s *pipeline.Stage, tasks []*collectors.Task, emit fu
 			return err
 		}
 	}
+	if group := d.freezer.group; group != nil && group.Found() { // tasks go back to the ice they were taken from
+		if err := group.Leave(); err != nil {
+			return err
+		}
+	}
 	if err := d.thawing.Run(s.Context()); err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -28,6 +29,9 @@ const (
 
 // keeperLife is how long nobody may come for a keeper.
 const keeperLife = 24 * time.Hour
+
+// selfExe is this executable, whatever became of its name.
+const selfExe = "/proc/self/exe"
 
 // maxState bounds the state of a keeper in bytes.
 const maxState = 64 << 20
@@ -117,7 +121,7 @@ func Keep(k Kept, trackers []*Tracker, pidfds []int) error {
 	for i, t := range trackers {
 		files = append(files, uintptr(t.uffd.fd), uintptr(pidfds[i]))
 	}
-	pid, err := syscall.ForkExec("/proc/self/exe", []string{keeperName}, &syscall.ProcAttr{
+	pid, err := syscall.ForkExec(selfExe, []string{keeperName}, &syscall.ProcAttr{
 		Dir: "/", Files: files, Env: []string{"GOMAXPROCS=1"}, Sys: &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {
@@ -144,7 +148,7 @@ func FindKeeper(root int) (*Keeper, error) {
 		return nil, err
 	}
 	for _, dir := range names {
-		if text, err := os.ReadFile(dir + "/cmdline"); err != nil || string(text) != keeperName+"\x00" {
+		if !isKeeper(dir) {
 			continue
 		}
 		pid, _ := strconv.Atoi(filepath.Base(dir))
@@ -154,6 +158,18 @@ func FindKeeper(root int) (*Keeper, error) {
 		}
 	}
 	return nil, nil
+}
+
+// isKeeper says whether a process was started as a keeper, by its arguments. These are in its memory, and reading them may
+// wait for a program that hangs in there, so its name goes first: a keeper has its own or, before it could take that, the
+// one it was started by.
+func isKeeper(dir string) bool {
+	comm, err := os.ReadFile(dir + "/comm")
+	if name := strings.TrimSpace(string(comm)); err != nil || name != keeperName && name != filepath.Base(selfExe) {
+		return false
+	}
+	text, err := os.ReadFile(dir + "/cmdline")
+	return err == nil && string(text) == keeperName+"\x00"
 }
 
 // openKeeper looks at one process; nil if it is not what is looked for.
@@ -179,7 +195,7 @@ func openKeeper(pid, root int) (*Keeper, error) {
 
 func readState(path string) (Kept, error) {
 	var k Kept
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return k, err
 	}

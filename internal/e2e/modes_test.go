@@ -142,7 +142,14 @@ func TestFreezeCgroup(t *testing.T) {
 			if err != nil || !regexp.MustCompile("^(1|FROZEN|FREEZING)\n$").Match(b) {
 				t.Errorf("the paused group is left %q, %v", b, err)
 			}
-			write(t, state, freezer.thawed)
+			for _, word := range []string{freezer.frozen, freezer.thawed} {
+				write(t, state, word)
+				newChain(t, target).PreDump("--freeze-cgroup", group)
+				b, err := os.ReadFile(state)
+				if frozen := regexp.MustCompile("^(1|FROZEN|FREEZING)\n$").Match(b); err != nil || frozen != (word == freezer.frozen) {
+					t.Errorf("a pre-dump of a group that was %s leaves it %q, %v", word, b, err)
+				}
+			}
 			images := t.TempDir()
 			target.Dump(tools.Criu, images, "--freeze-cgroup", group)
 			target.Restore(tools.Criu, images)
