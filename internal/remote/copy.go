@@ -104,6 +104,10 @@ func reapIn(ctx context.Context, pid, vpid int) (err error) {
 	if err != nil {
 		return err
 	}
+	areas, err := findEngines(pid)
+	if err != nil {
+		return err
+	}
 	tid, err := seizeOne(ctx, pid)
 	if err != nil {
 		return err
@@ -113,6 +117,10 @@ func reapIn(ctx context.Context, pid, vpid int) (err error) {
 			err = errors.Join(err, derr)
 		}
 	}()
+	// A tool that was killed just before may have left it on its way back to its own work.
+	if _, err := stopOutside(ctx, []int{tid}, areas, escape); err != nil {
+		return err
+	}
 	t, err := Capture(tid)
 	if err != nil {
 		return err

@@ -2,11 +2,13 @@ package remote
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -65,6 +67,42 @@ func FindEscape(pid int) (e Escape, err error) {
 		e.remember()
 	}
 	return e, err
+}
+
+// holds says whether a thread with these registers is about to escape.
+func (e Escape) holds(r *arch.Regs) bool {
+	pc := r.PC()
+	within := pc-e.call < arch.EscapeOverlap || pc-e.sigreturn < arch.EscapeOverlap
+	return e.Ok() && within && r.StackPointer()-e.scratch < maxEscape
+}
+
+// escapePatience is how long a thread may take to get back to its own work.
+const escapePatience = time.Second
+
+// leaveEscape lets a thread go on that stopped while it escaped from the call of a tool that was killed just before, and
+// captures it again.
+func (t *Thread) leaveEscape(e Escape) error {
+	ctx, cancel := context.WithTimeout(context.Background(), escapePatience)
+	defer cancel()
+	for e.holds(&t.Regs) {
+		err := ptrace.Cont(t.TID, 0)
+		if err == nil && !pause(ctx) {
+			err = fmt.Errorf("thread %d does not get back to its own work after a tool was killed: %w", t.TID, ctx.Err())
+		}
+		if err == nil {
+			err = stopAgain(ctx, t.TID)
+		}
+		var again *Thread
+		if err == nil {
+			again, err = Capture(t.TID)
+		}
+		if err != nil {
+			return err
+		}
+		again.Seccomp, again.Options = t.Seccomp, t.Options
+		*t = *again
+	}
+	return nil
 }
 
 // recentEscapes are the escapes found last: tasks of a tree that were forked from one another have their code at the same

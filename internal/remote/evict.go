@@ -177,7 +177,7 @@ func seize(ctx context.Context, dir *procfs.Dir, tid int) error {
 	return err
 }
 
-// seizeOne stops the first thread of a task that is alive.
+// seizeOne seizes and interrupts the first thread of a task that is alive.
 func seizeOne(ctx context.Context, pid int) (int, error) {
 	dir, err := procfs.OpenTask(pid)
 	if err != nil {
@@ -194,9 +194,6 @@ func seizeOne(ctx context.Context, pid int) (int, error) {
 		}
 		if err == nil {
 			err = ptrace.Interrupt(tid)
-		}
-		if err == nil {
-			err = awaitInterrupt(ctx, tid)
 		}
 		return tid, err
 	}
@@ -261,11 +258,10 @@ func isInside(tid int, areas []Area, escape Escape) (bool, error) {
 	if err := ptrace.GetRegs(tid, &regs); err != nil {
 		return false, err
 	}
-	pc := regs.PC()
-	escaping := pc-escape.call < arch.EscapeOverlap || pc-escape.sigreturn < arch.EscapeOverlap
-	if escape.Ok() && escaping && regs.StackPointer()-escape.scratch < maxEscape {
+	if escape.holds(&regs) {
 		return true, nil
 	}
+	pc := regs.PC()
 	return slices.ContainsFunc(areas, func(a Area) bool { return pc-a.Start < a.Size }), nil
 }
 

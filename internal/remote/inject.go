@@ -158,6 +158,9 @@ func prepare(leader *Thread, o Options) (*Session, error) {
 		o.Escape = &e
 	}
 	s.escape = *o.Escape
+	if err := leader.leaveEscape(s.escape); err != nil {
+		return nil, err
+	}
 	if s.instr == 0 {
 		s.instr = s.escape.call
 	}
