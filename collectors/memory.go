@@ -32,6 +32,8 @@ type Memory struct {
 	flags   func() ([]vma.Flags, error)
 	guards  []pagemap.Region
 
+	sharedPages []pagecopy.Range // that the parent task has as well, and stores
+
 	leave bool             // pages that may come late stay in the task
 	late  []pagecopy.Range // those
 

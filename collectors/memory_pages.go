@@ -97,6 +97,30 @@ func (m *Memory) walk(pm *pagemap.Map, put func(pagecopy.Range) error) error {
 // largeMapping is the size in bytes from which on an anonymous mapping is scanned by itself.
 const largeMapping = 4 << 20
 
+// ShareWith has DumpPages store pages that t shares copy-on-write with its parent, another task that stands still, only there.
+// It comes before any page of either is read: to read a shared page from outside (process_vm_readv) is to give the task one of
+// its own.
+func (m *Memory) ShareWith(t, parent *Task) error {
+	s, err := openSharing(t.Pid, parent.Pid)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	pm, err := pagemap.Open(t.Pid)
+	if err != nil {
+		return err
+	}
+	defer pm.Close()
+	err = m.scan(pm, 0, func(r pagemap.Region) error {
+		if r.Categories&pagemap.Guard != 0 {
+			return nil
+		}
+		return s.look(r.Start, r.End)
+	})
+	m.sharedPages = s.found
+	return err
+}
+
 // LeaveLate has DumpPages leave the pages in the task that may come late.
 func (m *Memory) LeaveLate() { m.leave = true }
 
@@ -210,7 +234,36 @@ func (w *walker) store(r pagecopy.Range) error {
 		r.Absent = true
 		w.m.late = append(w.m.late, r)
 	}
-	return w.put(r)
+	if r.Absent {
+		return w.put(r)
+	}
+	return w.shared(r)
+}
+
+// shared stores of r what is the task's own, and only announces what is its parent's too.
+func (w *walker) shared(r pagecopy.Range) error {
+	for end := r.Addr + r.Len; r.Addr < end; {
+		list := w.m.sharedPages
+		for len(list) > 0 && list[0].Addr+list[0].Len <= r.Addr {
+			list = list[1:]
+		}
+		w.m.sharedPages = list
+		part := r
+		part.Len = end - r.Addr
+		if len(list) > 0 && list[0].Addr < end {
+			if list[0].Addr <= r.Addr {
+				part.Len = min(end, list[0].Addr+list[0].Len) - r.Addr
+				part.Absent, part.Flags = true, part.Flags|image.PEShared
+			} else {
+				part.Len = list[0].Addr - r.Addr
+			}
+		}
+		if err := w.put(part); err != nil {
+			return err
+		}
+		r.Addr += part.Len
+	}
+	return nil
 }
 
 // kept stores what was kept aside of mapping i.

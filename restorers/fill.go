@@ -23,6 +23,7 @@ type PageFill struct {
 	PID    int          // task to write to, as the tool sees it
 	Parts  []Part       // where pages may be; ascending
 	Uffd   *Uffd        // for parts that are Copied; nil without any
+	Owners Owners       // who shares pages with whom
 	Lazy   bool         // pages that may come late are left out
 
 	// Results.
@@ -77,6 +78,7 @@ func (f *PageFill) Run(ctx context.Context) error {
 		base.shared = f.Shared
 		defer base.Close()
 	}
+	own.owners, base.owners = f.Owners, f.Owners
 	if f.Lazy {
 		own.late, base.late = f.late, func(Range) {}
 	}
@@ -185,6 +187,10 @@ func (f *PageFill) drop(start, end uint64) {
 // compare writes those pages of o that differ from b; both begin at the same address. It returns how far it came.
 func (f *PageFill) compare(p *Part, o, b pageRun, end uint64, w *pageWriter) (uint64, error) {
 	at := o.Start
+	if o.same(b) {
+		f.Same += (end - at) / image.PageSize
+		return end, nil
+	}
 	theirs, err := b.file.bytes(b.off, end-at)
 	if err != nil {
 		return 0, err

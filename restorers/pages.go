@@ -37,8 +37,14 @@ type pageStream struct {
 	late   func(Range) // told of pages that come late, which are left out; nil: none do
 	run    pageRun     // not handed out yet, empty when Start == End
 	parent Range       // to be looked up in the parent set
+	cow    Range       // to be looked up in the page map of the parent task
+	owners Owners
+	task   *pageStream // that page map; opened when needed
 	done   bool
 }
+
+// Owners tells the parent of each task, whose pages it may share; see image.PEShared.
+type Owners map[uint64]uint64
 
 // Pagemap is a page map that has been read and is small enough to be kept.
 type Pagemap struct {
@@ -123,6 +129,9 @@ func (s *pageStream) Close() {
 		s.below.Close()
 		s.below.src.Close()
 	}
+	if s.task != nil {
+		s.task.Close()
+	}
 }
 
 // from returns the first run that ends after addr, cut so that it does not begin before addr; ok is false when there is
@@ -133,6 +142,12 @@ func (s *pageStream) from(addr uint64) (r pageRun, ok bool, err error) {
 			if r, ok, err := s.fromParent(max(addr, s.parent.Start)); ok || err != nil {
 				return r, ok, err
 			}
+		}
+		if s.cow.End > max(addr, s.cow.Start) {
+			if r, ok, err := s.fromTask(max(addr, s.cow.Start)); ok || err != nil {
+				return r, ok, err
+			}
+			s.cow = Range{} // the rest of it is zeros
 		}
 		if s.run.End > addr && s.run.End > s.run.Start {
 			r := s.run
@@ -167,6 +182,8 @@ func (s *pageStream) next() error {
 			s.off += int64(run.Bytes())
 		}
 		s.late(Range{run.Addr, run.End()})
+	case run.Flags&image.PEShared != 0:
+		s.cow = Range{run.Addr, run.End()}
 	case run.Flags&image.PEParent != 0:
 		s.parent = Range{run.Addr, run.End()}
 	case run.Flags&image.PEPresent != 0:
@@ -219,6 +236,7 @@ func (s *pageStream) fromParent(addr uint64) (pageRun, bool, error) {
 		if s.below, err = openPages(up, s.kind, s.id); err != nil {
 			return pageRun{}, false, err
 		}
+		s.below.owners = s.owners
 	}
 	r, ok, err := s.below.from(addr)
 	if err != nil {
@@ -231,10 +249,39 @@ func (s *pageStream) fromParent(addr uint64) (pageRun, bool, error) {
 	return r, true, nil
 }
 
+// fromTask is from for the range that the page map says is shared with the parent task; ok is false when that has no more
+// pages in it.
+func (s *pageStream) fromTask(addr uint64) (pageRun, bool, error) {
+	if s.task == nil {
+		owner := s.owners[s.id]
+		if owner == 0 {
+			return pageRun{}, false, fmt.Errorf("image %s: pages %x-%x are shared with a parent task, which is not in the set", s.name, s.cow.Start, s.cow.End)
+		}
+		var err error
+		if s.task, err = openPages(s.src, s.kind, owner); err != nil {
+			return pageRun{}, false, err
+		}
+		s.task.owners = s.owners
+	}
+	r, ok, err := s.task.from(addr)
+	if !ok || err != nil || r.Start >= s.cow.End {
+		return r, false, err
+	}
+	r.End = min(r.End, s.cow.End)
+	return r, true, nil
+}
+
+// same says whether two runs that begin at the same address are the same bytes for certain.
+func (r pageRun) same(other pageRun) bool {
+	return r.file.src == other.file.src && r.file.id == other.file.id && r.off == other.off
+}
+
 // pagesFile reads a pages file through a window of mapped memory, so that the kernel copies from the page cache and the
 // tool stays small.
 type pagesFile struct {
 	*image.Pages
+	src    image.Source
+	id     uint32
 	window []byte
 	at     int64 // offset of the window in the file
 	copied bool  // the window is a copy, not a mapping
@@ -254,7 +301,7 @@ func openPagesFile(src image.Source, id uint32) (*pagesFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &pagesFile{Pages: p}, nil
+	return &pagesFile{Pages: p, src: src, id: id}, nil
 }
 
 // bytes returns up to n bytes at off: as many as the window that holds off has. They are valid until the next call.

@@ -42,7 +42,7 @@ func Compress(to Sink, codec image.Codec, block int) (*Compressed, error) {
 
 // Commit says in the inventory that pages are compressed.
 func (c *Compressed) Commit(inv *inventory.InventoryEntry) error {
-	if c.codec != image.Plain {
+	if c.codec != image.Plain && inv.GetImgVersion() == image.FormatV1_1 {
 		inv.ImgVersion = proto.Uint32(image.FormatV1_2)
 	}
 	return c.Sink.Commit(inv)

@@ -17,7 +17,12 @@ import (
 //
 // The older sets cannot be restored by themselves afterwards, so it is for a set that is complete: a dump with
 // --auto-dedup does it after its Commit and not page by page, or a dump that fails would take the older sets with it.
-func Dedup(set *image.Dir) (int64, error) { return eachObject(set, dedupObject) }
+func Dedup(set *image.Dir) (int64, error) {
+	if inv, err := image.ReadInventory(set); err == nil && inv.GetImgVersion() == image.FormatShared {
+		return 0, fmt.Errorf("%s has pages that tasks share (--share-cow): who needs which page of an older set cannot be told", set)
+	}
+	return eachObject(set, dedupObject)
+}
 
 // Empty takes all pages out of a set and of those it builds on: they have been restored, and take memory twice where images
 // are in memory. The set cannot be restored again. It returns the number of bytes given back.

@@ -48,7 +48,10 @@ func Recode(dir string, codec image.Codec, block int) error {
 	}
 	defer plain.Close()
 	to := Sink(plain)
-	if inv.ImgVersion = ptr(uint32(image.FormatV1_1)); codec != image.Plain {
+	if inv.GetImgVersion() == image.FormatV1_2 {
+		inv.ImgVersion = ptr(uint32(image.FormatV1_1))
+	}
+	if codec != image.Plain {
 		if to, err = Compress(plain, codec, block); err != nil {
 			return err
 		}

@@ -32,8 +32,16 @@ type taskPages struct {
 // that comes before.
 func (d *dumper) readFlags(_ *pipeline.Stage, tasks []*collectors.Task) ([]*collectors.Task, error) {
 	for _, t := range tasks {
-		if t.Live() && !d.readsLater(t) {
+		if !t.Live() {
+			continue
+		}
+		if !d.readsLater(t) {
 			t.Memory.ReadFlags(t)
+		}
+		if d.o.ShareCOW && t.Parent != nil && t.Parent.Live() {
+			if err := t.Memory.ShareWith(t, t.Parent); err != nil {
+				return nil, fmt.Errorf("task %d: %w", t.Pid, err)
+			}
 		}
 	}
 	return tasks, nil

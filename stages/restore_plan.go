@@ -28,6 +28,7 @@ type restorePlan struct {
 	paths   *restorers.Paths
 	locks   map[int][]restorers.FileLock // by the pid of who has them
 	base    *restorers.Base
+	owners  restorers.Owners
 	hole    remote.Area // where the interpreter lies in every task
 	park    restorers.Park
 }
@@ -55,6 +56,12 @@ func (r *restorer) plan(_ *pipeline.Stage, in *groupedSet) (*restorePlan, error)
 	}
 	if err := p.checkIDs(); err != nil {
 		return nil, err
+	}
+	p.owners = restorers.Owners{}
+	for _, n := range p.tree.Nodes {
+		if n.Task != nil {
+			p.owners[uint64(n.ID)] = uint64(n.Task.PPID)
+		}
 	}
 	if err := p.checkSharing(); err != nil {
 		return nil, err
@@ -260,7 +267,7 @@ func checkOutsideVDSO(n *restorers.Node, l *restorers.Layout) error {
 
 // pagesOf is the page map of a node's memory.
 func (p *restorePlan) pagesOf(n, base *restorers.Node, pid int) *restorers.PageFill {
-	f := &restorers.PageFill{Source: p.set.Source, Kind: image.TaskPages, ID: uint64(n.ID), PID: pid, Parts: p.spaces[n].Parts}
+	f := &restorers.PageFill{Source: p.set.Source, Kind: image.TaskPages, ID: uint64(n.ID), PID: pid, Parts: p.spaces[n].Parts, Owners: p.owners}
 	f.Known[0] = p.layouts[n].Pages
 	if base != nil {
 		f.Base, f.Known[1] = uint64(base.ID), p.layouts[base].Pages

@@ -138,6 +138,9 @@ func (d *dumper) inventory() (*inventory.InventoryEntry, error) {
 		NetworkLockMethod: proto.Uint32(uint32(d.lockMethod())), PluginsEntry: &inventory.PluginsEntry{},
 		DumpCriuRunId: proto.String(d.runID),
 	}
+	if d.o.ShareCOW {
+		e.ImgVersion = proto.Uint32(image.FormatShared)
+	}
 	if d.o.TCPClose {
 		e.TcpClose = proto.Bool(true)
 	}

@@ -29,6 +29,31 @@ func TestCompress(t *testing.T) {
 	}
 }
 
+// TestShareCOW stores what forked tasks share once: the image is little more than one copy, and what was shared is shared again.
+func TestShareCOW(t *testing.T) {
+	RequireRoot(t)
+	for _, way := range [][2]string{{"--share-cow", "--restore-detached"}, {"--compress", "--restore-detached"}, {"--share-cow", "--lazy-pages"}} {
+		target, images := tools.StartWorkload(t, "cow", "32", "8"), t.TempDir()
+		target.Dump(tools.Criu, images, "--share-cow", way[0])
+		if size := stored(t, images); size > 40<<20 {
+			t.Errorf("%v: the pages take %d MiB", way, size>>20)
+		}
+		if way[1] == "--lazy-pages" { // which shares nothing, as the workload would find
+			target.Restore(tools.Criu, images, way[1])
+			target.Kill()
+			continue
+		}
+		target.Restore(tools.Criu, images, way[1])
+		target.Go()
+	}
+	eachWorkload(t, func(t *testing.T, start func() *Target) {
+		target, images := start(), t.TempDir()
+		target.Dump(tools.Criu, images, "--share-cow")
+		target.Restore(tools.Criu, images)
+		target.Go()
+	})
+}
+
 // TestCritCompress compresses a set after the dump, and expands it again.
 func TestCritCompress(t *testing.T) {
 	RequireRoot(t)

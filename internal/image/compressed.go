@@ -145,12 +145,16 @@ func Expand(src Source) (Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	if inv.GetImgVersion() != FormatV1_2 {
+	if inv.GetImgVersion() == FormatV1_1 {
 		if packed, err := packedBelow(src); !packed || err != nil {
 			return src, err
 		}
 	}
-	return Packed(src), nil
+	x := Packed(src).(*expanded)
+	if inv.GetImgVersion() == FormatShared { // every child reads its parent's pages
+		x.kept = map[uint32]*Pages{}
+	}
+	return x, nil
 }
 
 // Packed makes a source of one that may have compressed pages without looking at its inventory, which need not be there yet.
@@ -167,7 +171,7 @@ func packedBelow(src Source) (bool, error) {
 	if errors.Is(err, ErrNoInventory) {
 		return false, nil // one of a page server
 	}
-	if err != nil || inv.GetImgVersion() == FormatV1_2 {
+	if err != nil || inv.GetImgVersion() != FormatV1_1 {
 		return err == nil, err
 	}
 	return packedBelow(up)
@@ -180,8 +184,10 @@ type pagemapName struct {
 
 type expanded struct {
 	Source
+	once sync.Mutex // held while a file that is kept is made
 	mu   sync.Mutex
 	maps map[uint32]pagemapName // which page map belongs to a pages file
+	kept map[uint32]*Pages      // expanded files that are read more than once; nil: none are kept
 }
 
 func (x *expanded) note(pagesID uint32, kind PagemapKind, id uint64) {
@@ -213,7 +219,7 @@ func (x *expanded) OpenPages(id uint32) (*Pages, error) {
 		in.Close()
 		return nil, fmt.Errorf("%s is opened before its page map", PagesFile(id))
 	}
-	out, err := x.expand(in, name)
+	out, err := x.expandOnce(id, in, name)
 	if err != nil {
 		in.Close()
 		return nil, err
@@ -224,8 +230,41 @@ func (x *expanded) OpenPages(id uint32) (*Pages, error) {
 	return out, in.Close()
 }
 
+// expandOnce is expand, of a file that may be expanded already.
+func (x *expanded) expandOnce(id uint32, in *Pages, name pagemapName) (*Pages, error) {
+	if x.kept == nil {
+		return x.expand(in, name)
+	}
+	x.once.Lock()
+	defer x.once.Unlock()
+	out := x.kept[id]
+	if out == nil {
+		var err error
+		if out, err = x.expand(in, name); out == nil || err != nil {
+			return out, err
+		}
+		x.kept[id] = out
+	}
+	fd, err := unix.FcntlInt(out.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &Pages{File: os.NewFile(uintptr(fd), out.Name()), Size: out.Size}, nil
+}
+
+// Close closes what was kept, too.
+func (x *expanded) Close() error {
+	for _, f := range x.kept {
+		f.Close()
+	}
+	return x.Source.Close()
+}
+
 // expand makes the plain file; nil where it is plain already.
 func (x *expanded) expand(in *Pages, name pagemapName) (*Pages, error) {
+	if packed, err := x.compressed(name); !packed || err != nil {
+		return nil, err
+	}
 	maps, err := ReadPagemap(x, name.kind, name.id)
 	if err != nil {
 		return nil, err
@@ -233,10 +272,8 @@ func (x *expanded) expand(in *Pages, name pagemapName) (*Pages, error) {
 	defer maps.Close()
 	e := &expander{in: in}
 	e.SetLimit(runtime.GOMAXPROCS(0))
-	compressed := false
 	for run, err := range maps.Runs() {
 		if err == nil && run.Flags&PEPresent != 0 {
-			compressed = compressed || !maps.stored.plain()
 			err = e.run(run, &maps.stored)
 		}
 		if err != nil {
@@ -245,7 +282,7 @@ func (x *expanded) expand(in *Pages, name pagemapName) (*Pages, error) {
 			return nil, maps.dec.fail(maps.dec.Entry(), err)
 		}
 	}
-	if err := e.Wait(); err != nil || !compressed {
+	if err := e.Wait(); err != nil {
 		e.close()
 		return nil, err
 	}
@@ -254,6 +291,24 @@ func (x *expanded) expand(in *Pages, name pagemapName) (*Pages, error) {
 		return nil, err
 	}
 	return &Pages{File: e.out, Size: e.to}, nil
+}
+
+// compressed says whether a page map has a run that is stored otherwise than plainly.
+func (x *expanded) compressed(name pagemapName) (bool, error) {
+	maps, err := ReadPagemap(x, name.kind, name.id)
+	if err != nil {
+		return false, err
+	}
+	defer maps.Close()
+	for run, err := range maps.Runs() {
+		if err != nil {
+			return false, err
+		}
+		if run.Flags&PEPresent != 0 && !maps.stored.plain() {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // expander writes plain pages into a memory file. Blocks are expanded by several goroutines, each where it belongs.

@@ -13,7 +13,10 @@ const PageSize = 4096
 
 // Flags of a run in a page map.
 const (
-	PEParent  uint32 = 1 << 0 // unchanged since the parent set, which holds the bytes
+	PEParent uint32 = 1 << 0 // unchanged since the parent set, which holds the bytes
+	// PEShared is our own (--share-cow): the page is that of the task's parent at the same address, copy-on-write; where the
+	// parent's page map has none there, it is all zeros.
+	PEShared  uint32 = 1 << 16
 	PELazy    uint32 = 1 << 1 // may be loaded after the task goes on
 	PEPresent uint32 = 1 << 2 // the bytes are in the pages file
 )

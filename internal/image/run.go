@@ -104,7 +104,7 @@ func (r Run) check() error {
 		return fmt.Errorf("vaddr %#x is not on a page boundary", r.Addr)
 	case r.Pages > (1<<63)/PageSize || r.Addr+r.Pages*PageSize < r.Addr:
 		return fmt.Errorf("nr_pages %d at %#x goes past the address space", r.Pages, r.Addr)
-	case r.Flags&^(PEParent|PELazy|PEPresent) != 0:
+	case r.Flags&^(PEParent|PELazy|PEPresent|PEShared) != 0:
 		return fmt.Errorf("flags %#x has bits that are not known", r.Flags)
 	}
 	return nil

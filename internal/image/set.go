@@ -159,6 +159,8 @@ const (
 	FormatV1_1 = 2
 	// FormatV1_2 is what criu writes after 4.2 when pages are compressed; see Expand.
 	FormatV1_2 = 3
+	// FormatShared is our own: v1.1 or v1.2 with pages that tasks share stored once. criu refuses it.
+	FormatShared = 1001
 )
 
 // ErrNoInventory is what CheckInventory returns for a set that is none.
@@ -173,7 +175,7 @@ func ReadInventory(src Source) (*inventory.InventoryEntry, error) {
 	if err != nil {
 		return nil, err
 	}
-	if v := inv.GetImgVersion(); v != FormatV1_1 && v != FormatV1_2 {
+	if v := inv.GetImgVersion(); v != FormatV1_1 && v != FormatV1_2 && v != FormatShared {
 		return nil, Errorf(Inventory.File(0), 0, "img_version is %d; only the formats v1.1 (%d) and v1.2 (%d) are read", v, FormatV1_1, FormatV1_2)
 	}
 	return inv, nil

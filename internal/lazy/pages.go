@@ -37,6 +37,7 @@ type extent struct {
 type Local struct {
 	extents []extent
 	files   []*pagesFile
+	depth   int // of tasks whose parents are being read
 }
 
 // OpenLocal reads the page map of a task. Late pages that the set has not, because they were left behind where they were
@@ -60,7 +61,7 @@ func (l *Local) read(src image.Source, id uint64, want func(image.Run) bool) ([]
 	}
 	defer m.Close()
 	name := image.TaskPages.Kind().File(id)
-	var list, below []extent
+	var list, below, shared []extent
 	var file *pagesFile
 	off := int64(0)
 	for run, err := range m.Runs() {
@@ -68,6 +69,16 @@ func (l *Local) read(src image.Source, id uint64, want func(image.Run) bool) ([]
 			return nil, err
 		}
 		switch {
+		case run.Flags&image.PEShared != 0:
+			if !want(run) {
+				continue
+			}
+			if shared == nil {
+				if shared, err = l.readOwner(src, id); err != nil {
+					return nil, fmt.Errorf("image %s: pages %x-%x are those of the parent task: %w", name, run.Addr, run.End(), err)
+				}
+			}
+			list = append(list, within(shared, run.Addr, run.End())...)
 		case run.Flags&image.PEParent != 0:
 			if !want(run) {
 				continue
@@ -112,6 +123,39 @@ func (l *Local) readParent(src image.Source, id uint64) ([]extent, error) {
 	}
 	defer up.Close()
 	return l.read(up, id, func(image.Run) bool { return true })
+}
+
+// readOwner reads all pages of the parent of a task.
+func (l *Local) readOwner(src image.Source, id uint64) ([]extent, error) {
+	tasks, err := image.ReadAll(src, image.Pstree, 0)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range tasks {
+		if uint64(t.GetPid()) == id && t.GetPpid() != 0 && uint64(t.GetPpid()) != id {
+			if l.depth++; l.depth > len(tasks) {
+				return nil, errors.New("the tasks are their own ancestors")
+			}
+			defer func() { l.depth-- }()
+			list, err := l.read(src, uint64(t.GetPpid()), func(image.Run) bool { return true })
+			if list == nil {
+				list = []extent{}
+			}
+			return list, err
+		}
+	}
+	return nil, errors.New("it is not in the set")
+}
+
+// within returns what of a list lies between two addresses; pages that are not in it are zeros.
+func within(list []extent, start, end uint64) []extent {
+	var part []extent
+	for i := sort.Search(len(list), func(i int) bool { return list[i].end > start }); i < len(list) && list[i].addr < end; i++ {
+		e := list[i]
+		from, to := max(e.addr, start), min(e.end, end)
+		part = append(part, extent{from, to, e.file, e.off + int64(from-e.addr)})
+	}
+	return part
 }
 
 // cut returns what of a list lies between two addresses, all of which must be in it.

@@ -121,6 +121,8 @@ type Options struct {
 	CompressRegion Size
 	// CompressAcceleration trades size for speed; 1 is as usual.
 	CompressAcceleration int
+	// ShareCOW stores pages that forked tasks share once.
+	ShareCOW bool
 	// Checksum puts checksums into a set, and demands them of one that is restored. Those that are there are compared anyway.
 	Checksum bool
 	// KeyFile is a file with the key that a set is encrypted with.

@@ -158,6 +158,8 @@ var Table = []Option{
 	text(secImages, "compress-acceleration", "N", dumping, "", Acceleration, "compress faster and worse (1: as usual)",
 		func(o *Options) any { return bounded{&o.CompressAcceleration, 1, 1 << 16, "acceleration"} }).own().
 		watching(func(o *Options) any { return o.CompressAcceleration }),
+	flag(secImages, "share-cow", Dump, "", Dedups, "store pages that forked tasks share once; only this program restores that",
+		func(o *Options) *bool { return &o.ShareCOW }).own(),
 	flag(secImages, "checksum", dumping|restoring|LazyPages, "", Integrity, "put checksums into the set; refuse to restore one that has none",
 		func(o *Options) *bool { return &o.Checksum }).own(),
 	text(secImages, "key-file", "FILE", dumping|restoring|LazyPages, "", Integrity,
