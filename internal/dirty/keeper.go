@@ -77,7 +77,7 @@ func await(tasks int) {
 	}
 	end := time.Now().Add(keeperLife)
 	for left := tasks; left > 0; {
-		n, err := unix.Poll(poll, int(time.Until(end).Milliseconds()))
+		n, err := unix.Poll(poll, int(max(0, time.Until(end).Milliseconds()))) // less than 0 is for ever
 		if err == unix.EINTR {
 			continue
 		}

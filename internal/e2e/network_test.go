@@ -303,10 +303,13 @@ func TestKilledRestoreOfConnection(t *testing.T) {
 	RequireRoot(t)
 	s := startServer(t, "::1")
 	killed, restored := 0, 0
+	first := t.TempDir()
+	s.Dump(tools.Criu, first, "--tcp-established")
+	whole := s.Restore(tools.Criu, first, "--tcp-established").Wall
 	for range killRounds(8) {
 		images := t.TempDir()
-		whole := s.Dump(tools.Criu, images, "--tcp-established").Wall
-		delay := time.Duration(mathrand.Int64N(int64(2 * whole)))
+		s.Dump(tools.Criu, images, "--tcp-established")
+		delay := time.Duration(mathrand.Int64N(int64(whole + whole/4)))
 		if killAt(t, delay, tools.Criu, "restore", "-d", "-D", images, "-o", "restore.log", "--tcp-established") {
 			killed++
 		}

@@ -18,6 +18,9 @@ const idsLag = 2 * time.Second
 func retryTaken(ids func() []int, make func() error) error {
 	for pause, end := 50*time.Microsecond, time.Now().Add(idsLag); ; pause = min(2*pause, 10*time.Millisecond) {
 		err := make()
+		if errors.Is(err, unix.EAGAIN) {
+			return fmt.Errorf("%w: allow more processes (pids.max of the control group, ulimit -u, kernel.threads-max)", err)
+		}
 		if !errors.Is(err, unix.EEXIST) || held(ids()) || time.Now().After(end) {
 			return err
 		}

@@ -20,12 +20,37 @@ const testHole = 0x10000
 // spawned runs f on a tracer's thread with a fresh restorer, which is killed afterwards.
 func spawned(t testing.TB, o SpawnOptions, f func(*Session) error) {
 	t.Helper()
+	if err := trySpawned(t, o, f); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// spawnedAt is spawned at the first of n free ids, which f has for its children. If somebody else takes one of them
+// meanwhile it is tried again with others.
+func spawnedAt(t testing.TB, n int, o SpawnOptions, f func(first int, s *Session) error) {
+	t.Helper()
+	for tries := 1; ; tries++ {
+		first := freePID(t, n)
+		o.TID = []int{first}
+		err := trySpawned(t, o, func(s *Session) error { return f(first, s) })
+		if err != nil && (!errors.Is(err, unix.EEXIST) || tries == 10) {
+			t.Fatal(err)
+		}
+		if err == nil {
+			return
+		}
+		t.Log("tried again: ", err)
+	}
+}
+
+func trySpawned(t testing.TB, o SpawnOptions, f func(*Session) error) error {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root to choose pids")
 	}
 	tr := ptrace.NewTracer()
 	defer tr.Close()
-	err := tr.Do(func() error {
+	return tr.Do(func() error {
 		if o.Hole.Start == 0 {
 			o.Hole.Start = testHole
 		}
@@ -40,9 +65,6 @@ func spawned(t testing.TB, o SpawnOptions, f func(*Session) error) {
 		defer ptrace.Kill(pid)
 		return f(s)
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 // freePID finds the first of n pids that nobody has, nor is about to get: they lie well ahead of those given out now.
@@ -113,8 +135,7 @@ func TestSpawn(t *testing.T) {
 
 func TestCloneFamily(t *testing.T) {
 	const n = 1000
-	first := freePID(t, n+1)
-	spawned(t, SpawnOptions{TID: []int{first}}, func(s *Session) error {
+	spawnedAt(t, n+1, SpawnOptions{}, func(first int, s *Session) error {
 		var children []Child
 		for i := range n {
 			children = append(children, Child{TID: []int{first + 1 + i}})
@@ -152,8 +173,7 @@ func TestCloneFamily(t *testing.T) {
 // TestThreadIDTaken wants an error, and a task that can be killed, where an id of a thread has been taken meanwhile.
 func TestThreadIDTaken(t *testing.T) {
 	const n = 5
-	first := freePID(t, n+1)
-	spawned(t, SpawnOptions{TID: []int{first}}, func(s *Session) error {
+	spawnedAt(t, n+1, SpawnOptions{}, func(first int, s *Session) error {
 		ids := [][]int{{first + 1}, {first + 2}, {first + 3}, {first}, {first + 5}}
 		_, err := s.CloneThreads(ids)
 		if !errors.Is(err, unix.EEXIST) {
@@ -172,8 +192,7 @@ func TestThreadIDTaken(t *testing.T) {
 
 func TestCloneThreads(t *testing.T) {
 	const n = 1000
-	first := freePID(t, n+1)
-	spawned(t, SpawnOptions{TID: []int{first}, Slots: 8}, func(s *Session) error {
+	spawnedAt(t, n+1, SpawnOptions{Slots: 8}, func(first int, s *Session) error {
 		var ids [][]int
 		for i := range n {
 			ids = append(ids, []int{first + 1 + i})
