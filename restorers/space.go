@@ -230,7 +230,13 @@ func (s *Space) EmitAdvice(b *remote.Builder) {
 			}
 		}
 		if a.Flags&unix.MAP_LOCKED != 0 {
-			b.Call(unix.SYS_MLOCK, remote.Imm(a.Start), remote.Imm(a.Len())).Must()
+			lock := b.Call(unix.SYS_MLOCK, remote.Imm(a.Start), remote.Imm(a.Len()))
+			if a.Prot == unix.PROT_NONE || a.File() {
+				// Locked all the same, the kernel only complains that pages cannot be touched: mlockall(2) locks such areas.
+				lock.Allow(unix.ENOMEM)
+			} else {
+				lock.Must()
+			}
 		}
 	}
 	for _, g := range s.Guards {

@@ -68,6 +68,8 @@ static void anonymous(void)
 	keep("no reserve", map(rw, priv | MAP_NORESERVE, -1, LEN), 0, 1);
 	k = keep("locked", map(rw, priv, -1, LEN), 0, PAGES);
 	CHECK(!mlock(k->at, LEN), "mlock");
+	k = keep("locked and unreadable", map(rw, priv, -1, LEN), 0, 3);
+	CHECK(!mlock(k->at, LEN) && !mprotect(k->at, LEN, PROT_NONE), "mlock");
 	k = keep("zeros", map(rw, priv, -1, LEN), 0, PAGES);
 	memset(k->at, 0, LEN);
 	k->from = k->to = 0;
@@ -183,7 +185,7 @@ static void verify(int i)
 	struct kind *k = &kinds[i];
 
 	CHECK(!strcmp(k->before, k->after), "%s: flags were %s and are %s", k->name, k->before, k->after);
-	if (!strcmp(k->name, "unreadable"))
+	if (strstr(k->name, "unreadable"))
 		CHECK(!mprotect(k->at, k->len, PROT_READ), "mprotect");
 	CHECK(workload_verify(k->at + k->from * 4096, (k->to - k->from) * 4096, 1000 * (i + 1)), "%s", k->name);
 	if (strstr(k->name, "memfd") || !strcmp(k->name, "guarded") || !strcmp(k->name, "droppable"))
