@@ -29,7 +29,7 @@ func incrementalTime(t *testing.T, mib int) {
 	target := tools.StartWorkload(t, "dirtier", strconv.Itoa(mib), "1000")
 	c := benchChain(t, target)
 	c.Dump("--leave-running")
-	var whole, part []time.Duration
+	var whole, part, ahead []time.Duration
 	var size int64
 	for range 5 {
 		images := benchDir(t)
@@ -42,10 +42,14 @@ func incrementalTime(t *testing.T, mib int) {
 		images = c.Dump("--leave-running")
 		part = append(part, time.Since(began))
 		size = pagesOf(t, images)
+		awaitWrites(t, target, uint64(mib*pages/100))
+		began = time.Now()
+		c.PreDump()
+		ahead = append(ahead, time.Since(began))
 	}
-	w, p := middle(whole), middle(part)
-	fmt.Printf("%d MiB dumped whole in %v, with %d MiB of it written since the last set in %v: %.1f %%\n",
-		mib, w, size>>20, p, 100*float64(p)/float64(w))
+	w, p, a := middle(whole), middle(part), middle(ahead)
+	fmt.Printf("%d MiB dumped whole in %v; with %d MiB of it written since the last set in %v, %.1f %%; pre-dumped in %v, %.1f %%\n",
+		mib, w, size>>20, p, 100*float64(p)/float64(w), a, 100*float64(a)/float64(w))
 }
 
 // dirtierThroughput counts what a program gets done while it is pre-dumped every second.
