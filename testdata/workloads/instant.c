@@ -24,7 +24,7 @@ struct writer {
 	pthread_t thread;
 	struct part parts[7];
 	int nparts;
-	uint64_t rounds;
+	atomic_ulong rounds;
 };
 
 static atomic_int stopping;
@@ -83,6 +83,9 @@ int main(int argc, char **argv)
 	}
 	for (int i = 0; i < n; i++)
 		CHECK(!pthread_create(&writers[i].thread, NULL, run, &writers[i]), "thread");
+	for (int i = 0; i < n; i++)
+		while (!writers[i].rounds)
+			usleep(1000);
 	workload_write("ready", "");
 	for (struct timespec ts = { 0, 1000 * 1000 }; faccessat(workload_dir, "go", F_OK, 0); nanosleep(&ts, NULL)) {
 		pid_t stranger = waitpid(-1, NULL, WNOHANG);
