@@ -138,15 +138,32 @@ func (target *Target) AwaitFile(name string) {
 	})
 }
 
+// await waits until something is done, as long as the target makes files or lets them grow.
 func (target *Target) await(what string, done func() bool) {
 	target.t.Helper()
-	deadline := time.Now().Add(patience)
+	deadline, seen := time.Now().Add(patience), target.files()
 	for pause := 200 * time.Microsecond; !done(); time.Sleep(pause) {
 		if time.Now().After(deadline) {
+			if now := target.files(); now != seen {
+				deadline, seen = time.Now().Add(patience), now
+				continue
+			}
 			target.t.Fatalf("no %s after %v", what, patience)
 		}
 		pause = min(2*pause, 5*time.Millisecond)
 	}
+}
+
+// files describes the files in the target's directory.
+func (target *Target) files() string {
+	var text strings.Builder
+	entries, _ := os.ReadDir(target.Dir)
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil {
+			fmt.Fprintln(&text, e.Name(), info.Size())
+		}
+	}
+	return text.String()
 }
 
 func (target *Target) read(name string) string {
