@@ -2,9 +2,12 @@ package ptrace
 
 import (
 	"errors"
+	"os"
 	"runtime"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Tracer is one OS thread that owns a set of tracees. Every ptrace request and every wait for them is made inside Do.
@@ -22,8 +25,25 @@ func NewTracer() *Tracer {
 	return t
 }
 
+// loop finds the tracer its thread. The first of a process will not do: it does not end with its goroutine, and would keep
+// the tracees for as long as the process lives.
 func (t *Tracer) loop() {
 	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and tracees with OptExitKill with it
+	if unix.Gettid() != os.Getpid() {
+		t.serve()
+		return
+	}
+	another := make(chan struct{})
+	go func() {
+		runtime.LockOSThread() // of another, as the first is taken
+		close(another)
+		t.serve()
+	}()
+	<-another
+	runtime.UnlockOSThread()
+}
+
+func (t *Tracer) serve() {
 	defer close(t.done)
 	for f := range t.work {
 		f()
