@@ -63,9 +63,8 @@ func ReadKey(path string) (Key, error) {
 
 // Seal is the writing side of one sealed set.
 type Seal struct {
-	key   Key
-	id    [16]byte
-	names []string
+	key Key
+	id  [16]byte
 }
 
 // NewSeal begins a set.

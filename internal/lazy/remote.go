@@ -32,7 +32,6 @@ type request struct {
 	addr uint64
 	buf  []byte
 	done chan struct{}
-	err  error
 }
 
 // maxAsked bounds how many questions wait for their answers.

@@ -255,14 +255,15 @@ func (t *task) endIfDone() {
 
 // end lets go of the task: what faults from here on finds ordinary memory.
 func (t *task) end() {
-	if t.closed.Swap(true) {
+	t.mu.Lock() // nobody is placing a page
+	ended := t.closed.Swap(true)
+	t.mu.Unlock()
+	if ended {
 		return
 	}
 	if t.forget != nil {
 		t.forget()
 	}
-	t.mu.Lock() // until nobody is placing a page
-	t.mu.Unlock()
 	t.file.Close() // waits for the reader of events, who may want the lock
 	t.s.ended(t)
 }
