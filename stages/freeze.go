@@ -303,7 +303,7 @@ func (f *freezer) seize(t *collectors.Task, tid int) error {
 			return err
 		}
 		s, serr := t.Proc.ThreadStatus(tid)
-		if serr != nil || s.State == 'Z' || s.State == 'X' || s.TracerPid != 0 && !guardian.Is(s.TracerPid) {
+		if serr != nil || s.State == 'Z' || s.State == 'X' || s.TracerPid != 0 && !guardian.Is(s.TracerPid) && !ending(s.TracerPid) {
 			return err
 		}
 		if s.TracerPid == 0 { // it was let go since, or nobody may seize it
@@ -314,8 +314,19 @@ func (f *freezer) seize(t *collectors.Task, tid int) error {
 	}
 }
 
-// maxFree is how often seizing a thread that has no tracer is refused before that is believed.
-const maxFree = 3
+// ending says whether a process is on its way out, as the tool that was killed just before may be: it has no memory any more.
+func ending(pid int) bool {
+	cmdline, err := procfs.OpenFile(pid, "cmdline")
+	if err != nil {
+		return true
+	}
+	defer cmdline.Close()
+	n, _ := cmdline.Read(make([]byte, 1))
+	return n == 0
+}
+
+// maxFree is how often, a millisecond apart, seizing a thread that has no tracer is refused before that is believed.
+const maxFree = 50
 
 // exitPatience is how long the threads of a task that is exiting may take to follow their leader.
 const exitPatience = 50 * time.Millisecond
