@@ -10,13 +10,13 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
-	"syscall"
 
 	"cryo/internal/guardian"
 	"cryo/internal/image"
 	"cryo/internal/lazy"
 	"cryo/internal/options"
 	"cryo/internal/procfs"
+	"cryo/internal/selfexec"
 	"cryo/internal/uffd"
 	"cryo/sinks"
 
@@ -79,7 +79,7 @@ func serveLazyPages(ctx context.Context, o *options.Options, conn *net.UnixConn,
 	}
 	s := &lazy.Server{
 		Open: open,
-		Kill: func(pid int) { killFamilies([]int{pid}) },
+		Kill: func(pid int) { killFamily(pid) },
 	}
 	if o.WorkingSet != "" {
 		if s.WorkingSet, err = lazy.OpenWorkingSet(o.WorkingSet); err != nil {
@@ -140,13 +140,13 @@ func doEndLate(_ context.Context, data json.RawMessage, _ []int) error {
 	if now, err := identify(t.Task.Pid); err != nil || now != t.Task {
 		return nil
 	}
-	return killFamilies([]int{t.Task.Pid})
+	return killFamily(t.Task.Pid)
 }
 
-// killFamilies kills tasks and what they have forked, which misses the same pages.
-func killFamilies(pids []int) error {
+// killFamily kills a task and what it has forked, which misses the same pages.
+func killFamily(root int) error {
 	var errs []error
-	for len(pids) > 0 {
+	for pids := []int{root}; len(pids) > 0; {
 		pid := pids[0]
 		pids = pids[1:]
 		if dir, err := procfs.OpenTask(pid); err == nil {
@@ -181,10 +181,10 @@ var lazyAvailable atomic.Bool
 // guardian.Main.
 func LazyMain() {
 	lazyAvailable.Store(true)
-	if len(os.Args) != 1 || os.Args[0] != lazyArgv0 {
+	if !selfexec.Is(lazyArgv0) {
 		return
 	}
-	os.WriteFile("/proc/self/comm", []byte(lazyArgv0), 0)
+	selfexec.Become(lazyArgv0, lazyOptionsFD)
 	if err := ownLazyServer(); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", lazyArgv0, err)
 		os.Exit(1)
@@ -244,24 +244,21 @@ func startLazyServer(o *options.Options, images *os.File) (*lazy.Client, error) 
 	ours, theirs := os.NewFile(uintptr(fds[0]), "lazy-pages"), os.NewFile(uintptr(fds[1]), "restore")
 	defer ours.Close()
 	defer theirs.Close()
-	conn, err := net.FileConn(ours)
-	if err != nil {
-		return nil, err
-	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer null.Close()
-	proc, err := os.StartProcess("/proc/self/exe", []string{lazyArgv0}, &os.ProcAttr{
-		Dir:   o.Work(),
-		Files: []*os.File{null, null, os.Stderr, theirs, images, text},
-		Sys:   &syscall.SysProcAttr{Setsid: true},
-	})
+	conn, err := net.FileConn(ours)
+	if err != nil {
+		return nil, err
+	}
+	files := []uintptr{null.Fd(), null.Fd(), os.Stderr.Fd(), theirs.Fd(), images.Fd(), text.Fd()}
+	pid, err := selfexec.Process{Name: lazyArgv0, Dir: o.Work(), Env: os.Environ(), Files: files}.Start(selfexec.Path)
 	if err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("start the lazy-pages server: %w", err)
 	}
-	go proc.Wait()
+	selfexec.Forget(pid)
 	return lazy.NewClient(conn.(*net.UnixConn)), nil
 }

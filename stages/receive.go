@@ -203,7 +203,7 @@ func (v *reception) receive(ctx context.Context, control net.Conn) error {
 	return r.afterwards(ctx)
 }
 
-// memory is how long a source that has lost its connection is waited for.
+// memoryOfOutcome is how long a source that has lost its connection is waited for.
 const memoryOfOutcome = 5 * time.Minute
 
 // linger waits until the source knows how it ended: it may be asking.

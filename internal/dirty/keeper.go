@@ -9,11 +9,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
-	"cryo/internal/guardian"
 	"cryo/internal/procfs"
+	"cryo/internal/selfexec"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,9 +28,6 @@ const (
 
 // keeperLife is how long nobody may come for a keeper.
 const keeperLife = 24 * time.Hour
-
-// selfExe is this executable, whatever became of its name.
-const selfExe = "/proc/self/exe"
 
 // maxState bounds the state of a keeper in bytes.
 const maxState = 64 << 20
@@ -55,7 +51,7 @@ type KeptTask struct {
 // KeeperMain makes this process a keeper, and does not return, if it was started as one; else it does nothing. Call it
 // early in main.
 func KeeperMain() {
-	if len(os.Args) != 1 || os.Args[0] != keeperName {
+	if !selfexec.Is(keeperName) {
 		return
 	}
 	state, err := readState(fmt.Sprintf("/proc/self/fd/%d", stateFD))
@@ -63,8 +59,7 @@ func KeeperMain() {
 		fmt.Fprintf(os.Stderr, "%s is started by criu itself, not by hand\n", keeperName)
 		os.Exit(2)
 	}
-	guardian.CloseInherited(firstFD + 2*len(state.Tasks) - 1)
-	os.WriteFile("/proc/self/comm", []byte(keeperName), 0)
+	selfexec.Become(keeperName, firstFD+2*len(state.Tasks)-1)
 	await(len(state.Tasks))
 	os.Exit(0)
 }
@@ -121,17 +116,11 @@ func Keep(k Kept, trackers []*Tracker, pidfds []int) error {
 	for i, t := range trackers {
 		files = append(files, uintptr(t.uffd.fd), uintptr(pidfds[i]))
 	}
-	pid, err := syscall.ForkExec(selfExe, []string{keeperName}, &syscall.ProcAttr{
-		Dir: "/", Files: files, Env: []string{"GOMAXPROCS=1"}, Sys: &syscall.SysProcAttr{Setsid: true},
-	})
+	pid, err := selfexec.Process{Name: keeperName, Dir: "/", Env: []string{"GOMAXPROCS=1"}, Files: files}.Start(selfexec.Path)
 	if err != nil {
 		return fail(err)
 	}
-	go func() { // a library lives on and is its parent
-		if p, err := os.FindProcess(pid); err == nil {
-			p.Wait()
-		}
-	}()
+	selfexec.Forget(pid)
 	return nil
 }
 
@@ -165,7 +154,7 @@ func FindKeeper(root int) (*Keeper, error) {
 // one it was started by.
 func isKeeper(dir string) bool {
 	comm, err := os.ReadFile(dir + "/comm")
-	if name := strings.TrimSpace(string(comm)); err != nil || name != keeperName && name != filepath.Base(selfExe) {
+	if name := strings.TrimSpace(string(comm)); err != nil || name != keeperName && name != filepath.Base(selfexec.Path) {
 		return false
 	}
 	text, err := os.ReadFile(dir + "/cmdline")

@@ -7,11 +7,12 @@ import (
 	"os"
 	"os/signal"
 	"slices"
-	"strconv"
 	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
+
+	"cryo/internal/selfexec"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,7 +42,7 @@ func Main(kinds ...Kind) {
 		}
 	}
 	available.Store(true)
-	if len(os.Args) != 1 || os.Args[0] != argv0 {
+	if !selfexec.Is(argv0) {
 		return
 	}
 	if t, err := unix.GetsockoptInt(sockFD, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || t != unix.SOCK_SEQPACKET {
@@ -49,8 +50,7 @@ func Main(kinds ...Kind) {
 		os.Exit(2)
 	}
 	ignoreSignals()
-	CloseInherited(wardFD)
-	os.WriteFile("/proc/self/comm", []byte(argv0), 0) // else it is called "exe", which only looks odd
+	selfexec.Become(argv0, wardFD)
 	j := &journal{kinds: all}
 	j.listen()
 	if !j.act() {
@@ -80,24 +80,6 @@ func ignoreSignals() {
 	for _, s := range []uintptr{32, 34} {
 		ign := [4]uint64{1} // struct sigaction with SIG_IGN
 		unix.RawSyscall6(unix.SYS_RT_SIGACTION, s, uintptr(unsafe.Pointer(&ign)), 0, 8, 0, 0)
-	}
-}
-
-// CloseInherited closes what the process that started this one had open without close-on-exec, but for descriptors up to
-// last, which were meant for it. What is close-on-exec was opened since, by the Go runtime.
-func CloseInherited(last int) {
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		return
-	}
-	for _, e := range entries {
-		fd, err := strconv.Atoi(e.Name())
-		if err != nil || fd <= last {
-			continue
-		}
-		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
-			unix.Close(fd)
-		}
 	}
 }
 

@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"os"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"cryo/internal/remote"
+	"cryo/internal/selfexec"
 )
 
 // A sentry stands in for the guardian until one is needed, which is almost never: an executable of a few pages that holds
@@ -81,9 +81,7 @@ func startSentry(fds []uintptr) (pid int, err error) {
 
 // start starts a guardian or its sentry.
 func start(exe string, fds []uintptr) (pid int, err error) {
-	return syscall.ForkExec(exe, []string{argv0}, &syscall.ProcAttr{
-		Dir: "/", Files: fds, Env: guardianEnv, Sys: &syscall.SysProcAttr{Setsid: true},
-	})
+	return selfexec.Process{Name: argv0, Dir: "/", Env: guardianEnv, Files: fds}.Start(exe)
 }
 
 // Is says whether a process, or the process of a thread, is a guardian or its sentry.
@@ -93,4 +91,4 @@ func Is(pid int) bool {
 }
 
 // openExe opens this process's executable so that it can still be executed when its file has been replaced.
-func openExe() (*os.File, error) { return os.OpenFile("/proc/self/exe", unix.O_PATH, 0) }
+func openExe() (*os.File, error) { return os.OpenFile(selfexec.Path, unix.O_PATH, 0) }

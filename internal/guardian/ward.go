@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"cryo/internal/selfexec"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -70,7 +72,7 @@ func startWith(log *os.File) (*Guardian, error) {
 	fds := []uintptr{null.Fd(), null.Fd(), log.Fd(), theirs.Fd(), ward.Fd(), heard.Fd(), exe.Fd()}
 	if g.pid, err = startSentry(fds); errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENOSYS) { // see vm.memfd_noexec
 		g.up = true
-		g.pid, err = start("/proc/self/exe", fds[:wardFD+1])
+		g.pid, err = start(selfexec.Path, fds[:wardFD+1])
 	}
 	if err != nil {
 		ours.Close()

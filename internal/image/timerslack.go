@@ -1,8 +1,6 @@
 package image
 
 import (
-	"cryo/internal/wire"
-
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -16,27 +14,18 @@ const DefaultTimerSlack = 50_000
 // SetTimerSlack notes by how much the kernel may delay a thread's timers, in nanoseconds. criu's format has no place for
 // it, so it rides as a field that the description does not name, and only where it is not the default.
 func SetTimerSlack(e *criu_core.ThreadCoreEntry, nanoseconds uint64) {
-	if nanoseconds == DefaultTimerSlack || nanoseconds == 0 {
-		return
+	if nanoseconds != DefaultTimerSlack {
+		setNumber(e, timerSlackField, nanoseconds)
 	}
-	b := protowire.AppendTag(wire.Unknown(e), timerSlackField, protowire.VarintType)
-	wire.SetUnknown(e, protowire.AppendVarint(b, nanoseconds))
 }
 
 // GetTimerSlack reads what SetTimerSlack noted; the default if nothing was.
 func GetTimerSlack(e *criu_core.ThreadCoreEntry) uint64 {
-	for b := wire.Unknown(e); len(b) > 0; {
-		num, typ, n := protowire.ConsumeField(b)
-		if n < 0 {
-			break
+	slack, found := uint64(DefaultTimerSlack), false
+	eachNumber(e, func(num protowire.Number, v uint64) {
+		if num == timerSlackField && !found {
+			slack, found = v, true
 		}
-		if num == timerSlackField && typ == protowire.VarintType {
-			_, _, tag := protowire.ConsumeTag(b)
-			if v, size := protowire.ConsumeVarint(b[tag:]); size > 0 {
-				return v
-			}
-		}
-		b = b[n:]
-	}
-	return DefaultTimerSlack
+	})
+	return slack
 }

@@ -1,5 +1,5 @@
-// Command runtests runs go test, shows a line a package while it runs, then what failed, what was skipped and why, and counts.
-// The whole output goes to a log.
+// Command runtests runs go test, shows a line a package while it runs and why one failed, then what was skipped and why, what
+// failed by name, and counts. The whole output goes to a log.
 //
 //	go run ./testdata/runtests LOG [flags and packages of go test]
 package main
@@ -52,14 +52,14 @@ func run(logName string, args []string) (code int, err error) {
 	if err := cmd.Start(); err != nil {
 		return 0, err
 	}
-	s := summary{log: log, tests: map[test]*result{}}
+	s := summary{out: os.Stdout, log: log, tests: map[test]*result{}}
 	if err := s.read(out); err != nil {
 		cmd.Process.Kill()
 		cmd.Wait()
 		return 0, err
 	}
 	err = cmd.Wait()
-	s.print(os.Stdout, logName)
+	s.print(logName)
 	var ended *exec.ExitError
 	if errors.As(err, &ended) {
 		return max(ended.ExitCode(), 1), nil // -1: killed
@@ -82,6 +82,7 @@ type result struct {
 }
 
 type summary struct {
+	out   io.Writer // for people
 	log   io.Writer
 	tests map[test]*result
 	order []test // as they ended
@@ -121,8 +122,9 @@ func (s *summary) take(e event) error {
 	switch e.Action {
 	case "output", "build-output":
 		r.output = append(r.output, e.Output)
-		if e.Test == "" && (e.Action == "build-output" || strings.HasPrefix(e.Output, "ok") || strings.HasPrefix(e.Output, "FAIL\t")) {
-			fmt.Print(e.Output)
+		failed := strings.HasPrefix(e.Output, "FAIL\t")
+		if e.Test == "" && (e.Action == "build-output" || failed || strings.HasPrefix(e.Output, "ok")) {
+			fmt.Fprint(s.out, e.Output)
 		}
 		_, err := io.WriteString(s.log, e.Output)
 		return err
@@ -132,45 +134,56 @@ func (s *summary) take(e event) error {
 		if e.Action == "pass" {
 			r.output = nil
 		}
+		if e.Action == "fail" && e.Test == "" {
+			s.tell("fail", e.Package, ends)
+		}
 	}
 	return nil
 }
 
-// print tells what failed, what was skipped, and counts.
-func (s *summary) print(w io.Writer, logName string) {
+// print tells what was skipped, what failed, and counts.
+func (s *summary) print(logName string) {
 	count := map[string]int{}
-	said := map[string]bool{}
-	say := func(action, headline string, which func([]string) []string) {
-		for _, t := range s.order {
-			r := s.tests[t]
-			if r.action != action || t.name == "" && (action != "fail" || s.failedWithin(t)) {
-				continue
-			}
-			if t.name != "" {
-				count[action]++
-			}
-			words := r.words()
-			if len(words) == 0 && s.failedWithin(t) {
-				continue // its parts say why
-			}
-			if !said[headline] {
-				fmt.Fprintf(w, "\n%s\n", headline)
-				said[headline] = true
-			}
-			fmt.Fprintf(w, "  %s %s\n", t.pkg, t.name)
-			for _, line := range which(words) {
-				fmt.Fprintf(w, "      %.600s\n", line)
-			}
-		}
-	}
+	var failed []test
 	for _, t := range s.order {
-		if t.name != "" && s.tests[t].action == "pass" {
-			count["pass"]++
+		action := s.tests[t].action
+		if t.name != "" {
+			count[action]++
+		}
+		if action == "fail" && !s.failedWithin(t) {
+			failed = append(failed, t)
 		}
 	}
-	say("fail", "What failed (the whole log is "+logName+"):", ends)
-	say("skip", "Skipped, and why:", func(words []string) []string { return words[max(0, len(words)-1):] })
-	fmt.Fprintf(w, "\n%d passed, %d failed, %d skipped\n", count["pass"], count["fail"], count["skip"])
+	if count["skip"] > 0 {
+		fmt.Fprintf(s.out, "\nSkipped, and why:\n")
+		s.tell("skip", "", func(words []string) []string { return words[max(0, len(words)-1):] })
+	}
+	if len(failed) > 0 {
+		fmt.Fprintf(s.out, "\nFailed, see above (the whole log is %s):\n", logName)
+	}
+	for _, t := range failed {
+		fmt.Fprintf(s.out, "  %s %s\n", t.pkg, t.name)
+	}
+	fmt.Fprintf(s.out, "\n%d passed, %d failed, %d skipped\n", count["pass"], count["fail"], count["skip"])
+}
+
+// tell names the tests that came to an end, of one package or of all, with what they said; those whose parts say it are
+// passed over.
+func (s *summary) tell(action, pkg string, which func([]string) []string) {
+	for _, t := range s.order {
+		r := s.tests[t]
+		if r.action != action || pkg != "" && t.pkg != pkg || t.name == "" && action != "fail" {
+			continue
+		}
+		words := r.words()
+		if s.failedWithin(t) && (t.name == "" || len(words) == 0) {
+			continue
+		}
+		fmt.Fprintf(s.out, "  %s %s\n", t.pkg, t.name)
+		for _, line := range which(words) {
+			fmt.Fprintf(s.out, "      %.600s\n", line)
+		}
+	}
 }
 
 // ends is the beginning and the end of what is long.
