@@ -25,6 +25,7 @@ type PageFill struct {
 	Uffd   *Uffd        // for parts that are Copied; nil without any
 	Owners Owners       // who shares pages with whom
 	Lazy   bool         // pages that may come late are left out
+	Last   bool         // nobody reads these pages afterwards: those of a stream are given back
 
 	// Results.
 	Late  []Range // where such pages are: one range a part at most, from the first to the last of them
@@ -41,6 +42,11 @@ type Part struct {
 	Forced bool   // is not writable: to be written through /proc/PID/mem
 	Ignore bool   // pages there are of no use (vdso)
 	Copied bool   // fresh and registered with the fill's Uffd
+}
+
+// inherits says whether the pages of the task that forked are read again, to be compared.
+func inherits(parts []Part) bool {
+	return slices.ContainsFunc(parts, func(p Part) bool { return p.Kept })
 }
 
 // PartsOf lists where the private pages of a task go.
@@ -71,7 +77,7 @@ func (f *PageFill) Run(ctx context.Context) error {
 	}
 	defer own.Close()
 	base := &pageStream{done: true}
-	if f.Base != 0 && slices.ContainsFunc(f.Parts, func(p Part) bool { return p.Kept }) {
+	if f.Base != 0 && inherits(f.Parts) {
 		if base, err = openKnown(f.Source, f.Kind, f.Base, f.Known[1]); err != nil {
 			return err
 		}
@@ -83,9 +89,13 @@ func (f *PageFill) Run(ctx context.Context) error {
 		own.late, base.late = f.late, func(Range) {}
 	}
 	w := newPageWriter(ctx, f.PID, f.Uffd)
+	w.last = f.Last
 	err = f.walk(ctx, own, base, w)
 	if werr := w.close(); werr != nil {
 		err = werr
+	}
+	if f.Last {
+		own.release()
 	}
 	f.Pages = w.pages
 	return err

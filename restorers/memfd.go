@@ -97,6 +97,7 @@ func (i *memfdInode) fill(src image.Source) error {
 		return err
 	}
 	defer pages.Close()
+	pages.last = true
 	window := uint64(8 << 20)
 	if shift := i.GetHugetlbFlag() >> unix.MAP_HUGE_SHIFT & unix.MAP_HUGE_MASK; shift != 0 {
 		window = 1 << min(shift, 40)

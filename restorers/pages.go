@@ -27,6 +27,7 @@ type pageStream struct {
 	known  []image.Run          // what is left of it
 	pages  uint32               // id of the pages file
 	shared *SharedPages         // where pages files come from; nil: the stream's own
+	last   bool                 // nobody reads these pages afterwards
 	src    image.Source         // closed with the stream when it is a parent
 	file   *pagesFile
 	lent   bool // file is shared
@@ -134,6 +135,16 @@ func (s *pageStream) Close() {
 	}
 }
 
+// release gives back what the pages files take in memory, those of parent sets too.
+func (s *pageStream) release() {
+	if s.file != nil && !s.lent {
+		s.file.Release(0, s.file.Size)
+	}
+	if s.below != nil {
+		s.below.release()
+	}
+}
+
 // from returns the first run that ends after addr, cut so that it does not begin before addr; ok is false when there is
 // none. addr never goes back.
 func (s *pageStream) from(addr uint64) (r pageRun, ok bool, err error) {
@@ -218,7 +229,9 @@ func (s *pageStream) openFile() (err error) {
 	if s.shared != nil {
 		s.file, s.lent, err = s.shared.open(s.pages)
 	} else {
-		s.file, err = openPagesFile(s.src, s.pages)
+		if s.file, err = openPagesFile(s.src, s.pages); err == nil {
+			s.file.last = s.last
+		}
 	}
 	return err
 }
@@ -236,7 +249,7 @@ func (s *pageStream) fromParent(addr uint64) (pageRun, bool, error) {
 		if s.below, err = openPages(up, s.kind, s.id); err != nil {
 			return pageRun{}, false, err
 		}
-		s.below.owners = s.owners
+		s.below.owners, s.below.last = s.owners, s.last
 	}
 	r, ok, err := s.below.from(addr)
 	if err != nil {
@@ -285,6 +298,7 @@ type pagesFile struct {
 	window []byte
 	at     int64 // offset of the window in the file
 	copied bool  // the window is a copy, not a mapping
+	last   bool  // nobody reads a window again when the next one is there
 }
 
 // smallPages is the size up to which a file is read and not mapped: taking a mapping back interrupts all processors the
@@ -344,6 +358,9 @@ func (f *pagesFile) unmap() {
 		smallBuffers.Put(&b)
 	} else {
 		unix.Munmap(f.window)
+	}
+	if f.last {
+		f.Release(f.at, int64(len(f.window)))
 	}
 	f.window = nil
 }

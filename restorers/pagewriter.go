@@ -17,6 +17,7 @@ import (
 type pageWriter struct {
 	pid  int
 	copy *Uffd // for parts that are Copied
+	last bool  // what has been written is read by nobody else
 	ctx  context.Context
 
 	job   *writeJob
@@ -33,7 +34,7 @@ const (
 
 // writeJob is one window of a file.
 type writeJob struct {
-	file       *os.File
+	file       *image.Pages
 	start, end int64 // in the file
 	segments   []writeSegment
 }
@@ -54,13 +55,13 @@ func (w *pageWriter) put(p *Part, run pageRun, at, end uint64) error {
 	off := run.off + int64(at-run.Start)
 	w.pages += (end - at) / image.PageSize
 	for at < end {
-		if j := w.job; j != nil && (j.file != run.file.File || off < j.start || off >= j.start+jobWindow || len(j.segments) == maxSegments) {
+		if j := w.job; j != nil && (j.file != run.file.Pages || off < j.start || off >= j.start+jobWindow || len(j.segments) == maxSegments) {
 			if err := w.send(); err != nil {
 				return err
 			}
 		}
 		if w.job == nil {
-			w.job = &writeJob{file: run.file.File, start: off &^ (image.PageSize - 1)}
+			w.job = &writeJob{file: run.file.Pages, start: off &^ (image.PageSize - 1)}
 		}
 		n := min(end-at, uint64(w.job.start+jobWindow-off))
 		w.job.segments = append(w.job.segments, writeSegment{at + p.Shift, off, n, p})
@@ -127,7 +128,28 @@ func (w *pageWriter) do(j *writeJob) error {
 	if err != nil {
 		return fmt.Errorf("map %s at %d: %w", j.file.Name(), j.start, err)
 	}
-	defer unix.Munmap(window)
+	err = w.write(j, window)
+	unix.Munmap(window)
+	if w.last && err == nil {
+		j.release()
+	}
+	return err
+}
+
+// release gives back what was written. Several runs mostly lie side by side in their file.
+func (j *writeJob) release() {
+	from, to := j.segments[0].off, j.segments[0].off
+	for _, s := range j.segments {
+		if s.off != to {
+			j.file.Release(from, to-from)
+			from = s.off
+		}
+		to = s.off + int64(s.n)
+	}
+	j.file.Release(from, to-from)
+}
+
+func (w *pageWriter) write(j *writeJob, window []byte) (err error) {
 	plain := vectors{pid: w.pid}
 	for _, s := range j.segments {
 		b := window[s.off-j.start:][:s.n]

@@ -156,6 +156,48 @@ func TestPageFill(t *testing.T) {
 	}
 }
 
+// passingSource has its pages in memory, as a stream has.
+type passingSource struct {
+	image.Source
+	mem *os.File
+}
+
+func (s passingSource) OpenPages(id uint32) (*image.Pages, error) {
+	from, err := s.Source.OpenPages(id)
+	if err != nil {
+		return nil, err
+	}
+	defer from.Close()
+	if _, err := io.Copy(s.mem, from); err != nil {
+		return nil, err
+	}
+	fd, err := unix.Dup(int(s.mem.Fd()))
+	return &image.Pages{File: os.NewFile(uintptr(fd), "pages"), Size: from.Size, Passing: true}, err
+}
+
+// What has been written is given back, by whoever reads it last.
+func TestPageFillReleases(t *testing.T) {
+	whole := Range{fillBase, fillBase + fillPages*image.PageSize}
+	for _, last := range []bool{false, true} {
+		fd, err := unix.MemfdCreate("pages", unix.MFD_CLOEXEC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		src := passingSource{fillSet(t), os.NewFile(uintptr(fd), "pages")}
+		defer src.mem.Close()
+		pid, _ := startFillTarget(t)
+		f := &PageFill{Source: src, Kind: image.TaskPages, ID: 7, PID: pid, Parts: []Part{{Range: whole}}, Last: last}
+		if err := f.Run(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		checkFilled(t, pid)
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil || st.Blocks == 0 != last {
+			t.Errorf("last reader: %v: the pages take %d blocks, %v", last, st.Blocks, err)
+		}
+	}
+}
+
 func checkFilled(t *testing.T, pid int) {
 	t.Helper()
 	task := pagecopy.NewTask(pid)

@@ -110,7 +110,7 @@ func (o *Shmem) EmitDone(b *remote.Builder, l *Layout) {
 
 // Fill is how the object's pages get into its owner's memory.
 func (o *Shmem) Fill(src image.Source, pid int) *PageFill {
-	return &PageFill{Source: src, Kind: image.ShmemPages, ID: o.ID, PID: pid, Parts: []Part{{Range: Range{0, o.Size}, Shift: o.whole}}}
+	return &PageFill{Source: src, Kind: image.ShmemPages, ID: o.ID, PID: pid, Last: true, Parts: []Part{{Range: Range{0, o.Size}, Shift: o.whole}}}
 }
 
 // Link is where others find the object when its owner has mapped it. pid is the owner's, as they see it.

@@ -70,6 +70,9 @@ func EmitSpecial(b *remote.Builder, have, want []*Area, park Park) (second func(
 	}, nil
 }
 
+// Compares says whether the pages of the task that forked this one are read again, because it inherits some.
+func (s *Space) Compares() bool { return s.Base != nil && inherits(s.Parts) }
+
 // SpecialNow lists the special areas as inherited, in the pieces the kernel here makes them of.
 func (s *Space) SpecialNow(kernel []*Area) ([]*Area, error) {
 	if s.Base == nil {

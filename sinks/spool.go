@@ -89,7 +89,7 @@ func (f *spool) pages(set, name string) (*image.Pages, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &image.Pages{File: os.NewFile(uintptr(fd), f.name), Size: f.size}, nil
+	return &image.Pages{File: os.NewFile(uintptr(fd), f.name), Size: f.size, Passing: true}, nil
 }
 
 func (f *spool) close() {

@@ -192,10 +192,13 @@ type StreamSource struct {
 	files map[string]*spool
 }
 
+// readAhead is how much of a stream is read with a header: what follows of a frame goes where it belongs at once.
+const readAhead = 16 << 10
+
 // ReadStream reads a whole stream from r, into memory, up to the frame that makes it valid. Nothing of it is used
 // before that: a stream that breaks off, or was damaged, is an error.
 func ReadStream(r io.Reader) (*StreamSource, error) {
-	in := &streamReader{r: bufio.NewReaderSize(r, maxFrame+frameHeader), names: map[string]*spool{}}
+	in := &streamReader{r: bufio.NewReaderSize(r, readAhead), names: map[string]*spool{}}
 	err := in.read()
 	if err == nil && in.r.Buffered() > 0 {
 		err = errors.New("something follows the commit")

@@ -188,6 +188,7 @@ func (r *restorer) afterwards(ctx context.Context) error {
 			return err
 		}
 	}
+	r.source.Close() // what it has in memory is of no more use
 	r.log.Info("Restore finished successfully. Tasks resumed.")
 	if r.o.Detach || r.o.Sibling || len(r.o.ExecCmd) > 0 {
 		return nil

@@ -29,7 +29,8 @@ type restorePlan struct {
 	locks   map[int][]restorers.FileLock // by the pid of who has them
 	base    *restorers.Base
 	owners  restorers.Owners
-	hole    remote.Area // where the interpreter lies in every task
+	again   map[*restorers.Node]bool // whose pages are read again when they have been written
+	hole    remote.Area              // where the interpreter lies in every task
 	park    restorers.Park
 }
 
@@ -242,12 +243,16 @@ func (p *restorePlan) room() error {
 			return err
 		}
 	}
+	p.again = map[*restorers.Node]bool{}
 	owner := map[*restorers.Node]*restorers.Node{} // whose memory a node has when it forks
 	for _, n := range p.tree.Nodes {
 		base := owner[n.Forker]
 		owner[n] = base
 		if p.layouts[n] != nil {
 			p.spaces[n] = restorers.PlanSpace(n, base, p.layouts)
+			if p.spaces[n].Compares() {
+				p.again[base] = true
+			}
 			owner[n] = n
 		}
 	}
@@ -269,6 +274,7 @@ func checkOutsideVDSO(n *restorers.Node, l *restorers.Layout) error {
 func (p *restorePlan) pagesOf(n, base *restorers.Node, pid int) *restorers.PageFill {
 	f := &restorers.PageFill{Source: p.set.Source, Kind: image.TaskPages, ID: uint64(n.ID), PID: pid, Parts: p.spaces[n].Parts, Owners: p.owners}
 	f.Known[0] = p.layouts[n].Pages
+	f.Last = !p.again[n] && p.set.Inventory.GetImgVersion() != image.FormatShared
 	if base != nil {
 		f.Base, f.Known[1] = uint64(base.ID), p.layouts[base].Pages
 	}

@@ -200,12 +200,14 @@ func pipeOut(o *options.Options) (sinks.Sink, error) {
 	case isTerminal(os.Stdout):
 		return nil, errors.New("standard output is a terminal: pipe this dump into criu restore -D -")
 	}
+	widen(os.Stdout)
 	return sinks.NewStream(os.Stdout), nil
 }
 
 // pipeIn reads a whole set, and then waits for the other end to close: on the same machine the dump still holds the ids
 // of its tasks when it has sent the last byte.
 func pipeIn(r *os.File) (image.Source, error) {
+	widen(r)
 	set, err := sinks.ReadStream(r)
 	if err != nil {
 		return nil, err
@@ -220,6 +222,10 @@ func pipeIn(r *os.File) (image.Source, error) {
 	}
 	return set, nil
 }
+
+// widen makes room in a pipe for a frame of a stream, so that both sides wait for each other less often. It is the most that
+// anybody may ask for (fs.pipe-max-size, as it is by default); what is no pipe stays as it is.
+func widen(f *os.File) { unix.FcntlInt(f.Fd(), unix.F_SETPIPE_SZ, 1<<20) }
 
 // dialPageServer connects to the page server of o; borrowed says that the socket was handed to us.
 func dialPageServer(o *options.Options) (conn net.Conn, borrowed bool, err error) {

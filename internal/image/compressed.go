@@ -152,7 +152,7 @@ func Expand(src Source) (Source, error) {
 	}
 	x := Packed(src).(*expanded)
 	if inv.GetImgVersion() == FormatShared { // every child reads its parent's pages
-		x.kept = map[uint32]*Pages{}
+		x.keep = true
 	}
 	return x, nil
 }
@@ -184,10 +184,10 @@ type pagemapName struct {
 
 type expanded struct {
 	Source
-	once sync.Mutex // held while a file that is kept is made
 	mu   sync.Mutex
 	maps map[uint32]pagemapName // which page map belongs to a pages file
-	kept map[uint32]*Pages      // expanded files that are read more than once; nil: none are kept
+	keep bool                   // expanded files are read more than once
+	kept keptPages
 }
 
 func (x *expanded) note(pagesID uint32, kind PagemapKind, id uint64) {
@@ -230,33 +230,18 @@ func (x *expanded) OpenPages(id uint32) (*Pages, error) {
 	return out, in.Close()
 }
 
-// expandOnce is expand, of a file that may be expanded already.
+// expandOnce is expand, of a file that may be expanded already. A passing file is given back meanwhile, and its expanded one
+// takes its place.
 func (x *expanded) expandOnce(id uint32, in *Pages, name pagemapName) (*Pages, error) {
-	if x.kept == nil {
+	if !x.keep && !in.Passing {
 		return x.expand(in, name)
 	}
-	x.once.Lock()
-	defer x.once.Unlock()
-	out := x.kept[id]
-	if out == nil {
-		var err error
-		if out, err = x.expand(in, name); out == nil || err != nil {
-			return out, err
-		}
-		x.kept[id] = out
-	}
-	fd, err := unix.FcntlInt(out.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	return &Pages{File: os.NewFile(uintptr(fd), out.Name()), Size: out.Size}, nil
+	return x.kept.get(id, func() (*Pages, error) { return x.expand(in, name) })
 }
 
 // Close closes what was kept, too.
 func (x *expanded) Close() error {
-	for _, f := range x.kept {
-		f.Close()
-	}
+	x.kept.close()
 	return x.Source.Close()
 }
 
@@ -290,7 +275,7 @@ func (x *expanded) expand(in *Pages, name pagemapName) (*Pages, error) {
 		e.close()
 		return nil, err
 	}
-	return &Pages{File: e.out, Size: e.to}, nil
+	return &Pages{File: e.out, Size: e.to, Passing: in.Passing}, nil
 }
 
 // compressed says whether a page map has a run that is stored otherwise than plainly.
@@ -348,6 +333,7 @@ func (e *expander) run(r Run, st *storage) error {
 			return cut(io.ErrUnexpectedEOF, "the pages of this run")
 		}
 		_, err := io.Copy(io.NewOffsetWriter(e.out, e.to), io.NewSectionReader(e.in, e.from, n))
+		e.in.Release(e.from, n)
 		e.from, e.to = e.from+n, e.to+n
 		return err
 	}
@@ -360,7 +346,7 @@ func (e *expander) run(r Run, st *storage) error {
 			out += n
 			e.from, e.to = e.from+int64(st.stored(st.sizes[first])), e.to+int64(n)
 		}
-		e.Go(func() error { return job.do(e.in.File, e.out) })
+		e.Go(func() error { return job.do(e.in, e.out) })
 	}
 	return nil
 }
@@ -373,7 +359,9 @@ type blockJob struct {
 	blocks   []block
 }
 
-func (j *blockJob) do(in, out *os.File) error {
+func (j *blockJob) do(in *Pages, out *os.File) error {
+	start := j.from
+	defer func() { in.Release(start, j.from-start) }()
 	var packed, plain []byte
 	for _, b := range j.blocks {
 		from, to := j.from, j.to

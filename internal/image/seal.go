@@ -186,6 +186,7 @@ type unsealed struct {
 	key   Key
 	id    []byte
 	names map[string]bool
+	kept  keptPages
 }
 
 // Exists knows files by the manifest.
@@ -237,7 +238,15 @@ func (u *unsealed) OpenPages(id uint32) (*Pages, error) {
 		return nil, err
 	}
 	defer in.Close()
-	r, err := u.reader(name, io.NopCloser(io.NewSectionReader(in, 0, in.Size)))
+	if in.Passing {
+		return u.kept.get(id, func() (*Pages, error) { return u.unseal(name, in) })
+	}
+	return u.unseal(name, in)
+}
+
+// unseal makes the plain file of a pages file. One that is passing is given back meanwhile.
+func (u *unsealed) unseal(name string, in *Pages) (*Pages, error) {
+	r, err := u.reader(name, io.NopCloser(&releasing{pages: in}))
 	if err != nil {
 		return nil, err
 	}
@@ -251,7 +260,29 @@ func (u *unsealed) OpenPages(id uint32) (*Pages, error) {
 		out.Close()
 		return nil, err
 	}
-	return &Pages{File: out, Size: n}, nil
+	return &Pages{File: out, Size: n, Passing: in.Passing}, nil
+}
+
+// releasing reads a pages file from its start and gives back what has been read.
+type releasing struct {
+	pages *Pages
+	off   int64
+}
+
+func (r *releasing) Read(b []byte) (int, error) {
+	n, err := r.pages.ReadAt(b, r.off)
+	const step = 1 << 20
+	if done := (r.off + int64(n)) &^ (step - 1); done > r.off {
+		r.pages.Release(r.off&^(step-1), done-r.off&^(step-1))
+	}
+	r.off += int64(n)
+	return n, err
+}
+
+// Close gives up what was unsealed into memory, too.
+func (u *unsealed) Close() error {
+	u.kept.close()
+	return u.Source.Close()
 }
 
 // Parent is sealed with the same key.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,6 +33,58 @@ type Source interface {
 type Pages struct {
 	*os.File
 	Size int64 // bytes
+	// Passing is for a file that takes memory of this machine and is gone with its source, as those of streams do:
+	// whoever reads a part of it last gives that back.
+	Passing bool
+}
+
+// Release gives back the memory that a part of a passing file takes, which nobody will read any more. Files that stay are
+// left as they are.
+func (p *Pages) Release(off, n int64) {
+	if p.Passing && n > 0 {
+		// Where it fails the memory comes back with the source.
+		unix.Fallocate(int(p.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	}
+}
+
+// again is another descriptor of the file, for whoever closes it.
+func (p *Pages) again() (*Pages, error) {
+	fd, err := unix.FcntlInt(p.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, &fs.PathError{Op: "dup", Path: p.Name(), Err: err}
+	}
+	return &Pages{File: os.NewFile(uintptr(fd), p.Name()), Size: p.Size, Passing: p.Passing}, nil
+}
+
+// keptPages are pages files that were made of others, and are kept until their source is closed.
+type keptPages struct {
+	mu    sync.Mutex
+	files map[uint32]*Pages
+}
+
+// get returns a file that is kept, or else what make makes, which is kept from then on. A nil file is not.
+func (k *keptPages) get(id uint32, make func() (*Pages, error)) (*Pages, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	f := k.files[id]
+	if f == nil {
+		var err error
+		if f, err = make(); f == nil || err != nil {
+			return f, err
+		}
+		if k.files == nil {
+			k.files = map[uint32]*Pages{}
+		}
+		k.files[id] = f
+	}
+	return f.again()
+}
+
+// close gives all of them up.
+func (k *keptPages) close() {
+	for _, f := range k.files {
+		f.Close()
+	}
 }
 
 // PagesFile is the name of the file that holds the pages of the page map with this pages_id.
