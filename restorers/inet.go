@@ -36,13 +36,12 @@ type inetSockets struct {
 
 type inetSocket struct {
 	*sk_inet.InetSkEntry
+	madeSocket
 	all    *inetSockets
 	src    netip.AddrPort
 	dst    netip.AddrPort
 	closed bool                       // a connection that is to be restored closed
 	stream *tcp_stream.TcpStreamEntry // of a connection, nil for others
-	table  *Table
-	number int // in table, from Open on
 }
 
 type inetKey struct{}
@@ -131,15 +130,11 @@ func (s *inetSocket) connection() bool { return s.tcp() && s.GetDstPort() != 0 }
 func (s *inetSocket) Needs() []uint32 { return nil }
 
 func (s *inetSocket) Emit(lv Level, b *remote.Builder, slots *Slots) error {
-	id := s.GetId()
 	switch lv {
 	case Open:
-		cloexec := slots.Cloexec(id)
-		kind := int(s.GetType()) | int(s.GetFlags()&unix.O_NONBLOCK) | cloexec // these flags are SOCK_NONBLOCK and SOCK_CLOEXEC
-		slots.Made(b.Call(unix.SYS_SOCKET, remote.Imm(s.GetFamily()), remote.Imm(kind), remote.Imm(s.GetProto())), id, cloexec)
-		s.table, s.number = slots.t, slots.Number(id)
+		s.emitMake(b, slots, s, s.GetFamily(), s.GetType(), s.GetProto())
 	case Attach:
-		s.emitOptions(b, slots.Number(id))
+		s.emitOptions(b, slots.Number(s.GetId()))
 	}
 	return nil
 }
@@ -166,36 +161,20 @@ func (s *inetSocket) emitOptions(b *remote.Builder, fd int) {
 // while a connection in repair mode is bound whoever has the port. A socket may be one that waits: nothing here does.
 func (all *inetSockets) fill(ctx context.Context, open func(t *Table, fd int) (int, error)) error {
 	ports := all.ports()
-	steps := []func(s *inetSocket, fd int) error{
-		func(s *inetSocket, fd int) error {
-			if s.connection() {
-				return nil
-			}
-			return s.bindAndListen(fd, ports)
-		},
-		func(s *inetSocket, fd int) error {
-			if s.connection() {
-				return s.connect(fd)
-			}
-			return s.settle(fd, ports)
-		},
-	}
-	for _, step := range steps {
-		for _, s := range all.list {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			fd, err := open(s.table, s.number)
-			if err == nil {
-				err = errors.Join(step(s, fd), unix.Close(fd))
-			}
-			if err != nil {
-				return fmt.Errorf("%s: fd %d: IP socket %v: %w", s.table.Node, s.number, s.src, err)
-			}
+	return completeSockets(ctx, all.list, open, func(s *inetSocket, fd int) error {
+		if s.connection() {
+			return nil
 		}
-	}
-	return nil
+		return s.bindAndListen(fd, ports)
+	}, func(s *inetSocket, fd int) error {
+		if s.connection() {
+			return s.connect(fd)
+		}
+		return s.settle(fd, ports)
+	})
 }
+
+func (s *inetSocket) title() string { return fmt.Sprintf("IP socket %v", s.src) }
 
 // port is what two sockets cannot have both, unless they say so.
 type port struct{ kind, proto, number uint32 }

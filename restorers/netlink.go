@@ -27,9 +27,8 @@ type netlinkSockets struct{ list []*netlinkSocket }
 
 type netlinkSocket struct {
 	*sk_netlink.NetlinkSkEntry
-	extra  image.NetlinkExtra
-	table  *Table
-	number int // in table, from Open on
+	madeSocket
+	extra image.NetlinkExtra
 }
 
 type netlinkKey struct{}
@@ -77,19 +76,15 @@ func (Netlink) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
 func (s *netlinkSocket) Needs() []uint32 { return nil }
 
 func (s *netlinkSocket) Emit(lv Level, b *remote.Builder, slots *Slots) error {
-	id := s.GetId()
 	switch lv {
 	case Open:
-		cloexec := slots.Cloexec(id)
-		kind := unix.SOCK_RAW
+		kind := uint32(unix.SOCK_RAW)
 		if s.extra.Datagram {
 			kind = unix.SOCK_DGRAM
 		}
-		kind |= int(s.GetFlags()&unix.O_NONBLOCK) | cloexec // these flags are SOCK_NONBLOCK and SOCK_CLOEXEC
-		slots.Made(b.Call(unix.SYS_SOCKET, remote.Imm(unix.AF_NETLINK), remote.Imm(kind), remote.Imm(s.GetProtocol())), id, cloexec)
-		s.table, s.number = slots.t, slots.Number(id)
+		s.emitMake(b, slots, s, unix.AF_NETLINK, kind, s.GetProtocol())
 	case Attach:
-		fd := slots.Number(id)
+		fd := slots.Number(s.GetId())
 		emitSocketOptions(b, fd, s.Opts)
 		setOption(b, fd, unix.SO_REUSEADDR, uint32(flag(s.Opts.GetReuseaddr())), 0)
 		for _, name := range image.NetlinkOptions {
@@ -103,21 +98,11 @@ func (s *netlinkSocket) Emit(lv Level, b *remote.Builder, slots *Slots) error {
 
 // fill binds all sockets, and then connects: a peer may be among them.
 func (all *netlinkSockets) fill(ctx context.Context, open func(t *Table, fd int) (int, error)) error {
-	for _, step := range []func(*netlinkSocket, int) error{(*netlinkSocket).bind, (*netlinkSocket).connect} {
-		for _, s := range all.list {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			fd, err := open(s.table, s.number)
-			if err == nil {
-				err = errors.Join(step(s, fd), unix.Close(fd))
-			}
-			if err != nil {
-				return fmt.Errorf("%s: fd %d: netlink socket of protocol %d: %w", s.table.Node, s.number, s.GetProtocol(), err)
-			}
-		}
-	}
-	return nil
+	return completeSockets(ctx, all.list, open, (*netlinkSocket).bind, (*netlinkSocket).connect)
+}
+
+func (s *netlinkSocket) title() string {
+	return fmt.Sprintf("netlink socket of protocol %d", s.GetProtocol())
 }
 
 // bind gives the socket its number and lets it join its groups. Numbers are given out by the kernel and few programs look at

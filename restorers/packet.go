@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"cryo/internal/image"
@@ -29,9 +28,8 @@ type packetSockets struct{ list []*packetSocket }
 
 type packetSocket struct {
 	*packet_sock.PacketSockEntry
-	extra  image.PacketExtra
-	table  *Table
-	number int // in table, from Open on
+	madeSocket
+	extra image.PacketExtra
 }
 
 type packetKey struct{}
@@ -91,19 +89,15 @@ func (s *packetSocket) check() error {
 func (s *packetSocket) Needs() []uint32 { return nil }
 
 func (s *packetSocket) Emit(lv Level, b *remote.Builder, slots *Slots) error {
-	id := s.GetId()
 	switch lv {
 	case Open:
-		cloexec := slots.Cloexec(id)
-		kind := int(s.GetType()) | int(s.GetFlags()&unix.O_NONBLOCK) | cloexec // these flags are SOCK_NONBLOCK and SOCK_CLOEXEC
 		protocol := uint32(0)
 		if s.GetType() == unix.SOCK_PACKET {
 			protocol = s.GetProtocol() // such a socket cannot be given one later
 		}
-		slots.Made(b.Call(unix.SYS_SOCKET, remote.Imm(unix.AF_PACKET), remote.Imm(kind), remote.Imm(protocol)), id, cloexec)
-		s.table, s.number = slots.t, slots.Number(id)
+		s.emitMake(b, slots, s, unix.AF_PACKET, s.GetType(), protocol)
 	case Attach:
-		s.emitOptions(b, slots.Number(id))
+		s.emitOptions(b, slots.Number(s.GetId()))
 	}
 	return nil
 }
@@ -156,20 +150,10 @@ func setPacket(b *remote.Builder, fd, name int, value []byte) {
 
 // fill binds the sockets. Those of a fanout group join it one after the other.
 func (all *packetSockets) fill(ctx context.Context, open func(t *Table, fd int) (int, error)) error {
-	for _, s := range all.list {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		fd, err := open(s.table, s.number)
-		if err == nil {
-			err = errors.Join(s.bind(fd), unix.Close(fd))
-		}
-		if err != nil {
-			return fmt.Errorf("%s: fd %d: packet socket: %w", s.table.Node, s.number, err)
-		}
-	}
-	return nil
+	return completeSockets(ctx, all.list, open, (*packetSocket).bind)
 }
+
+func (*packetSocket) title() string { return "packet socket" }
 
 // bind lets the socket hear.
 func (s *packetSocket) bind(fd int) error {

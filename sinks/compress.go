@@ -31,8 +31,8 @@ type Compressed struct {
 // DefaultBlock is how many bytes are compressed together: enough to find what repeats, and few enough to be read alone.
 const DefaultBlock = 256 << 10
 
-// Compress makes a sink that compresses pages, or with image.Plain only moves them, in blocks of so many bytes, a multiple of the page size and at most
-// image.MaxBlock, on their way to another sink.
+// Compress makes a sink that compresses pages, or with image.Plain only moves them, in blocks of so many bytes, a multiple of
+// the page size and at most image.MaxBlock, on their way to another sink.
 func Compress(to Sink, codec image.Codec, block int) (*Compressed, error) {
 	if block < image.PageSize || block > image.MaxBlock || block%image.PageSize != 0 {
 		return nil, fmt.Errorf("blocks of %d bytes: give a multiple of %d up to %d", block, image.PageSize, image.MaxBlock)

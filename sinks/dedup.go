@@ -43,38 +43,58 @@ func Empty(set *image.Dir) (int64, error) {
 	return freed + n, err
 }
 
-// eachObject calls do for each page map of a set, and adds up what it gives back.
-func eachObject(set *image.Dir, do func(*image.Dir, image.PagemapKind, uint64) (int64, error)) (int64, error) {
+// object is a page map of a set, and the file with its pages.
+type object struct {
+	kind  image.PagemapKind
+	id    uint64
+	pages uint32
+}
+
+// objects lists all of a set.
+func objects(set *image.Dir) ([]object, error) {
 	names, err := set.Names()
+	if err != nil {
+		return nil, err
+	}
+	slices.Sort(names)
+	var list []object
+	for _, name := range names {
+		for _, kind := range []image.PagemapKind{image.TaskPages, image.ShmemPages} {
+			o := object{kind: kind}
+			if n, _ := fmt.Sscanf(name, kind.Kind().Pattern, &o.id); n != 1 || name != kind.Kind().File(o.id) {
+				continue
+			}
+			m, err := image.ReadPagemap(set, kind, o.id)
+			if err != nil {
+				return nil, err
+			}
+			m.Close()
+			o.pages = m.PagesID
+			list = append(list, o)
+		}
+	}
+	return list, nil
+}
+
+// eachObject calls do for each page map of a set, and adds up what it gives back.
+func eachObject(set *image.Dir, do func(*image.Dir, object) (int64, error)) (freed int64, err error) {
+	list, err := objects(set)
 	if err != nil {
 		return 0, err
 	}
-	slices.Sort(names)
-	var freed int64
-	for _, name := range names {
-		for _, kind := range []image.PagemapKind{image.TaskPages, image.ShmemPages} {
-			var id uint64
-			if n, _ := fmt.Sscanf(name, kind.Kind().Pattern, &id); n != 1 || name != kind.Kind().File(id) {
-				continue
-			}
-			n, err := do(set, kind, id)
-			freed += n
-			if err != nil {
-				return freed, err
-			}
+	for _, o := range list {
+		n, err := do(set, o)
+		freed += n
+		if err != nil {
+			return freed, err
 		}
 	}
 	return freed, nil
 }
 
 // emptyObject makes one hole of a pages file.
-func emptyObject(set *image.Dir, kind image.PagemapKind, id uint64) (int64, error) {
-	m, err := image.ReadPagemap(set, kind, id)
-	if err != nil {
-		return 0, err
-	}
-	m.Close()
-	pages, err := set.OpenPagesToPunch(m.PagesID)
+func emptyObject(set *image.Dir, o object) (int64, error) {
+	pages, err := set.OpenPagesToPunch(o.pages)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil // it had none
 	}
@@ -96,13 +116,13 @@ func punchHole(pages *image.Pages, off, n int64) error {
 }
 
 // dedupObject does it for one object, in all generations that have it.
-func dedupObject(set *image.Dir, kind image.PagemapKind, id uint64) (int64, error) {
-	newest, err := image.ReadPagemap(set, kind, id)
+func dedupObject(set *image.Dir, o object) (int64, error) {
+	newest, err := image.ReadPagemap(set, o.kind, o.id)
 	if err != nil {
 		return 0, err
 	}
 	defer newest.Close()
-	older, err := openGenerations(set, kind, id)
+	older, err := openGenerations(set, o.kind, o.id)
 	defer func() {
 		for _, g := range older {
 			g.close()

@@ -56,7 +56,7 @@ func Recode(dir string, codec image.Codec, block int) error {
 			return err
 		}
 	}
-	old, err := pagesOf(set)
+	old, err := objects(set)
 	if err != nil {
 		return err
 	}
@@ -72,26 +72,6 @@ func Recode(dir string, codec image.Codec, block int) error {
 }
 
 func ptr[T any](v T) *T { return &v }
-
-// object is a page map of a set, and the file with its pages.
-type object struct {
-	kind  image.PagemapKind
-	id    uint64
-	pages uint32
-}
-
-func pagesOf(set *image.Dir) ([]object, error) {
-	var list []object
-	_, err := eachObject(set, func(_ *image.Dir, kind image.PagemapKind, id uint64) (int64, error) {
-		m, err := image.ReadPagemap(set, kind, id)
-		if err != nil {
-			return 0, err
-		}
-		list = append(list, object{kind, id, m.PagesID})
-		return 0, m.Close()
-	})
-	return list, err
-}
 
 // recodeObject moves the pages of one object.
 func recodeObject(src image.Source, to Sink, kind image.PagemapKind, id uint64) (err error) {

@@ -94,13 +94,7 @@ func BenchmarkInjectMany(b *testing.B) {
 func injectMany(b *testing.B, pids []int, prog *Program, batch bool) error {
 	var leaders []*Thread
 	for _, pid := range pids {
-		if err := ptrace.Seize(pid, 0); err != nil {
-			return err
-		}
-		if _, err := ptrace.Stop(pid); err != nil {
-			return err
-		}
-		th, err := Capture(pid)
+		th, err := hold(pid)
 		if err != nil {
 			return err
 		}

@@ -45,13 +45,7 @@ func TestCopy(t *testing.T) {
 	tr := ptrace.NewTracer()
 	defer tr.Close()
 	err := tr.Do(func() error {
-		if err := ptrace.Seize(pid, 0); err != nil {
-			return err
-		}
-		if _, err := ptrace.Stop(pid); err != nil {
-			return err
-		}
-		th, err := Capture(pid)
+		th, err := hold(pid)
 		if err != nil {
 			return err
 		}
@@ -116,13 +110,7 @@ func TestCopyAlone(t *testing.T) {
 	var young, old *Copy
 	tr := ptrace.NewTracer()
 	err := tr.Do(func() error {
-		if err := ptrace.Seize(pid, 0); err != nil {
-			return err
-		}
-		if _, err := ptrace.Stop(pid); err != nil {
-			return err
-		}
-		th, err := Capture(pid)
+		th, err := hold(pid)
 		if err != nil {
 			return err
 		}

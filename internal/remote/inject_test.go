@@ -71,13 +71,7 @@ func seized(t testing.TB, pid int, f func(*Thread)) {
 	tr := ptrace.NewTracer()
 	defer tr.Close()
 	err := tr.Do(func() error {
-		if err := ptrace.Seize(pid, 0); err != nil {
-			return err
-		}
-		if _, err := ptrace.Stop(pid); err != nil {
-			return err
-		}
-		th, err := Capture(pid)
+		th, err := hold(pid)
 		if err != nil {
 			return err
 		}
@@ -87,6 +81,17 @@ func seized(t testing.TB, pid int, f func(*Thread)) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// hold stops a thread and captures it, on a tracer's thread.
+func hold(tid int) (*Thread, error) {
+	if err := ptrace.Seize(tid, 0); err != nil {
+		return nil, err
+	}
+	if _, err := ptrace.Stop(tid); err != nil {
+		return nil, err
+	}
+	return Capture(tid)
 }
 
 func TestInjectRunEject(t *testing.T) {

@@ -175,13 +175,7 @@ func TestThreads(t *testing.T) {
 	err = tr.Do(func() error {
 		var threads []*Thread
 		for _, tid := range tids {
-			if err := ptrace.Seize(tid, 0); err != nil {
-				return err
-			}
-			if _, err := ptrace.Stop(tid); err != nil {
-				return err
-			}
-			th, err := Capture(tid)
+			th, err := hold(tid)
 			if err != nil {
 				return err
 			}
@@ -336,13 +330,7 @@ func doomed(mode string) {
 	fmt.Sscan(os.Getenv("REMOTE_TEST_PID"), &pid)
 	tr := ptrace.NewTracer()
 	err := tr.Do(func() error {
-		if err := ptrace.Seize(pid, 0); err != nil {
-			return err
-		}
-		if _, err := ptrace.Stop(pid); err != nil {
-			return err
-		}
-		th, err := Capture(pid)
+		th, err := hold(pid)
 		if err != nil {
 			return err
 		}
