@@ -88,6 +88,8 @@ type restorer struct {
 	root     int // pid of the restored root as the tool sees it
 	made     made
 	running  bool // the tree lives by itself
+	// deathSignal says that the root wants a signal when its parent dies.
+	deathSignal bool
 	// confirm says when the tree, which is whole, may run, or that it must not; nil: it may.
 	confirm func(*pipeline.Stage) error
 }
@@ -193,23 +195,39 @@ func (r *restorer) afterwards(ctx context.Context) error {
 	if r.o.Detach || r.o.Sibling || len(r.o.ExecCmd) > 0 {
 		return nil
 	}
+	r.standBack()
 	return r.wait(ctx)
 }
 
-// wait waits for the end of the root task, however it ends, as criu does. If ctx is cancelled the task goes on.
+// standBack gives back what is not needed to wait for the root. The root is a child of the thread that made it; when that
+// has ended the kernel lists it as one of the tool's first thread, where those look for it who start the tool for its child
+// (criu-ns does). A root that is to be told of its parent's death would take this for it: the thread stays.
+func (r *restorer) standBack() {
+	if r.guard != nil {
+		r.guard.Close()
+	}
+	if !r.deathSignal {
+		r.tracer.Close()
+	}
+}
+
+// wait waits for the end of the root task, however it ends, as criu does, and of whatever else is or becomes a child of the
+// tool: as the first process of a pid namespace it would take with it those who are still at work there. If ctx is
+// cancelled the tasks go on.
 func (r *restorer) wait(ctx context.Context) error {
 	ended := make(chan error, 1)
 	go func() {
 		for {
-			_, err := unix.Wait4(r.root, nil, 0, nil)
-			if err == unix.EINTR {
-				continue
+			_, err := unix.Wait4(-1, nil, 0, nil)
+			switch err {
+			case nil, unix.EINTR:
+			case unix.ECHILD:
+				ended <- nil
+				return
+			default:
+				ended <- err
+				return
 			}
-			if err == unix.ECHILD {
-				err = nil
-			}
-			ended <- err
-			return
 		}
 	}()
 	select {

@@ -1,10 +1,12 @@
 package stages
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strconv"
 
+	"cryo/internal/actions"
 	"cryo/internal/netlock"
 	"cryo/internal/nsenter"
 	"cryo/internal/options"
@@ -57,6 +59,20 @@ func (r *restorer) openNet(p *restorePlan) (err error) {
 		return err // criu stores the lock among the rules of the namespace
 	}
 	return netlock.LockAll(lock)
+}
+
+// announceNamespaces lets scripts add to the namespaces of a tree that has any of its own. The root is in them from its
+// first moment on, and has done nothing yet.
+func (r *restorer) announceNamespaces(ctx context.Context, p *restorePlan) error {
+	if r.net == nil && !p.cgroups.Namespace() {
+		return nil
+	}
+	for _, phase := range []actions.Phase{actions.SetupNamespaces, actions.PostSetupNamespaces} {
+		if err := r.scripts.Run(ctx, phase); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // planNet reads the network namespace of the set, unless one is joined in its place.

@@ -2,11 +2,11 @@ package stages
 
 import (
 	"context"
-	"cryo/internal/actions"
-	"cryo/internal/nsenter"
 	"errors"
 	"fmt"
+	"slices"
 
+	"cryo/internal/nsenter"
 	"cryo/internal/ptrace"
 	"cryo/internal/remote"
 	"cryo/pipeline"
@@ -68,11 +68,8 @@ func (r *restorer) forkTree(s *pipeline.Stage, p *restorePlan) (*family, error) 
 	if err != nil {
 		return nil, err
 	}
-	// The root is in its namespaces from its first moment on; a script may add to them before it does anything.
-	for _, phase := range []actions.Phase{actions.SetupNamespaces, actions.PostSetupNamespaces} {
-		if err := r.scripts.Run(s.Context(), phase); err != nil {
-			return nil, err
-		}
+	if err := r.announceNamespaces(s.Context(), p); err != nil {
+		return nil, err
 	}
 	for level := []*member{root}; len(level) > 0; {
 		if err := r.enterGroups(p, level); err != nil {
@@ -140,6 +137,7 @@ func (r *restorer) spawn(s *pipeline.Stage, p *restorePlan) (*member, error) {
 		p.cgroups.Born()
 	}
 	r.root = m.PID()
+	r.deathSignal = slices.ContainsFunc(m.Threads, func(th *restorers.Thread) bool { return th.Core.GetThreadCore().GetPdeathSig() != 0 })
 	r.made.add(r.root)
 	r.scripts.SetInit(r.root)
 	return m, nil

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"time"
 
 	"cryo/internal/image"
 	"cryo/internal/options"
@@ -236,7 +237,7 @@ func dialPageServer(o *options.Options) (conn net.Conn, borrowed bool, err error
 	case o.Port == 0:
 		err = errors.New("--page-server needs --port, or --ps-socket")
 	default:
-		conn, err = net.Dial("tcp", net.JoinHostPort(o.Address, strconv.Itoa(o.Port)))
+		conn, err = dialPatiently(net.JoinHostPort(o.Address, strconv.Itoa(o.Port)), serverPatience)
 		if err != nil {
 			err = fmt.Errorf("page server: %w: is criu page-server running there?", err)
 		}
@@ -250,6 +251,19 @@ func dialPageServer(o *options.Options) (conn net.Conn, borrowed bool, err error
 		return nil, borrowed, fmt.Errorf("page server: %w", err)
 	}
 	return safe, borrowed, nil
+}
+
+// serverPatience is how long a server that is started together with its client may take until it listens.
+const serverPatience = time.Second
+
+// dialPatiently connects to a server that may be about to start.
+func dialPatiently(address string, patience time.Duration) (net.Conn, error) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		conn, err := net.Dial("tcp", address)
+		if !errors.Is(err, unix.ECONNREFUSED) || time.Now().After(deadline) {
+			return conn, err
+		}
+	}
 }
 
 // tlsOf is how o wants connections to page servers protected.
