@@ -48,23 +48,47 @@ func (c *Compressed) Commit(inv *inventory.InventoryEntry) error {
 	return c.Sink.Commit(inv)
 }
 
-// directory is what a sink that is a directory knows more than others.
-type directory interface {
-	parentOf(kind image.PagemapKind, id uint64) (*parentRuns, error)
+// NameParent hands on which run made the set that this one builds on.
+func (c *Compressed) NameParent(id string) { nameParent(c.Sink, id) }
+
+func nameParent(to Sink, id string) {
+	if s, ok := to.(chained); ok {
+		s.NameParent(id)
+	}
 }
 
-func (d *Dir) parentOf(kind image.PagemapKind, id uint64) (*parentRuns, error) {
-	return openParentRuns(d.parent, kind, id)
+// chained is a sink whose set may build on another one.
+type chained interface {
+	// NameParent notes which run made that set. It is called before the first file is created.
+	NameParent(id string)
+	// base is that set, nil for none.
+	base() image.Source
+}
+
+func (d *Dir) base() image.Source { return d.parent }
+
+// base implements chained.
+func (c *Compressed) base() image.Source {
+	if s, ok := c.Sink.(chained); ok {
+		return s.base()
+	}
+	return nil
 }
 
 // Pagemap opens both files of an object.
 func (c *Compressed) Pagemap(kind image.PagemapKind, id uint64) (Pagemap, error) {
 	p := &packedPagemap{c: c, blocks: make(chan *packedBlock, cap(c.busy))}
-	if s, ok := c.Sink.(directory); ok {
-		var err error
-		if p.parent, err = s.parentOf(kind, id); err != nil {
+	base := c.base()
+	if sealed, ok := c.Sink.(*Encrypted); ok && base != nil {
+		up, err := image.Unseal(base, sealed.key)
+		if err != nil {
 			return nil, err
 		}
+		base = image.Packed(up)
+	}
+	var err error
+	if p.parent, err = openParentRuns(base, kind, id); err != nil {
+		return nil, err
 	}
 	name := kind.Kind().File(id)
 	maps, err := c.Create(name)

@@ -18,6 +18,8 @@ type Encrypted struct {
 	key  image.Key
 	seal *image.Seal
 
+	parentID string
+
 	mu    sync.Mutex
 	names []string
 }
@@ -57,6 +59,11 @@ func (e *Encrypted) Commit(inv *inventory.InventoryEntry) error {
 	plain, err := encodeInventory(inv)
 	if err != nil {
 		return err
+	}
+	if e.parentID != "" {
+		if err := writeFile(e, image.ParentID, []byte(e.parentID)); err != nil {
+			return err
+		}
 	}
 	slices.Sort(e.names)
 	name, list := e.seal.Manifest(append(e.names, inventoryName))
@@ -101,17 +108,15 @@ func (e *Encrypted) Abort() error { return e.to.Abort() }
 // Close implements Sink.
 func (e *Encrypted) Close() error { return e.to.Close() }
 
-// parentOf implements directory: the sets it builds on are encrypted with the same key.
-func (e *Encrypted) parentOf(kind image.PagemapKind, id uint64) (*parentRuns, error) {
-	d, ok := e.to.(*Dir)
-	if !ok || d.parent == nil {
-		return nil, nil
+// NameParent notes which run made the set that this one builds on, in a file that is encrypted like all others.
+func (e *Encrypted) NameParent(id string) { e.parentID = id }
+
+// base implements chained: the set is encrypted with the same key.
+func (e *Encrypted) base() image.Source {
+	if s, ok := e.to.(chained); ok {
+		return s.base()
 	}
-	up, err := image.Unseal(d.parent, e.key)
-	if err != nil {
-		return nil, err
-	}
-	return openParentRuns(image.Packed(up), kind, id)
+	return nil
 }
 
 var _ Sink = (*Encrypted)(nil)

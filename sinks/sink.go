@@ -4,7 +4,8 @@
 //   - PageServer: a directory for the metadata and criu's page server protocol for the pages; Serve is the
 //     other end of it;
 //   - Streamer: the sockets of criu-image-streamer (--stream);
-//   - Stream: one framed stream with checksums and a commit trailer (-D -), whose format stream.go describes.
+//   - Stream: one framed stream with checksums and a commit trailer (-D -), whose format frames.go describes;
+//     ReadStream and Extract are the other end of it.
 //
 // A set becomes valid by one step, the last: Commit puts inventory.img there when everything else is complete.
 // A run that fails before it calls Abort, and nothing is left. Sets on the way back are image.Sources; those of

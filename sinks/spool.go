@@ -92,7 +92,11 @@ func (f *spool) pages(set, name string) (*image.Pages, error) {
 	return &image.Pages{File: os.NewFile(uintptr(fd), f.name), Size: f.size, Passing: true}, nil
 }
 
-func (f *spool) close() {
+// Close says that all has been written.
+func (f *spool) Close() error { return nil }
+
+// free gives the memory back.
+func (f *spool) free() {
 	if f != nil && f.file != nil {
 		f.file.Close()
 	}

@@ -156,7 +156,7 @@ func (s *Streamer) Pagemap(kind image.PagemapKind, id uint64) (Pagemap, error) {
 	pagesID := s.pagesID
 	s.pagesID++
 	s.ids.Unlock()
-	return newStreamPagemap(s, kind, id, pagesID)
+	return newStreamPagemap(s, kind, id, pagesID, nil)
 }
 
 // Commit sends the inventory and ends the connection.
@@ -192,10 +192,11 @@ type streamPagemap struct {
 	maps    Writer
 	pages   Writer
 	enc     *image.Encoder
+	parent  *parentRuns // nil: no parent
 	written int64
 }
 
-func newStreamPagemap(set image.Creator, kind image.PagemapKind, id uint64, pagesID uint32) (*streamPagemap, error) {
+func newStreamPagemap(set image.Creator, kind image.PagemapKind, id uint64, pagesID uint32, parent *parentRuns) (*streamPagemap, error) {
 	name := kind.Kind().File(id)
 	maps, err := set.Create(name)
 	if err != nil {
@@ -205,14 +206,16 @@ func newStreamPagemap(set image.Creator, kind image.PagemapKind, id uint64, page
 	if err != nil {
 		return nil, errors.Join(err, maps.Close())
 	}
-	p := &streamPagemap{maps: maps, pages: pages, enc: image.NewEncoder(maps, name, kind.Kind().Type)}
+	p := &streamPagemap{maps: maps, pages: pages, parent: parent, enc: image.NewEncoder(maps, name, kind.Kind().Type)}
 	p.runs = runs{name: name, emit: p.store}
 	return p, p.enc.Entry(&pagemap.PagemapHead{PagesId: &pagesID})
 }
 
 func (p *streamPagemap) store(run image.Run) error {
 	if run.Flags&image.PEParent != 0 {
-		return fmt.Errorf("%s: pages at %#x are said to be in a parent, which a stream has not", p.name, run.Addr)
+		if err := p.parent.covers(run); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
 	}
 	return p.enc.Run(run)
 }
@@ -220,7 +223,7 @@ func (p *streamPagemap) store(run image.Run) error {
 func (p *streamPagemap) Add(vaddr, pages uint64, flags uint32) error {
 	return p.add(vaddr, pages, flags)
 }
-func (p *streamPagemap) HasParent() (bool, error)        { return false, nil }
+func (p *streamPagemap) HasParent() (bool, error)        { return p.parent != nil, nil }
 func (p *streamPagemap) Direct() (*os.File, int64, bool) { return nil, 0, false }
 func (p *streamPagemap) Reserve(int64) int64             { return 0 }
 func (p *streamPagemap) Advance(int64)                   {}
@@ -232,6 +235,9 @@ func (p *streamPagemap) Write(b []byte) (int, error) {
 }
 
 func (p *streamPagemap) Close() error {
+	if p.parent != nil {
+		defer p.parent.Close()
+	}
 	return errors.Join(p.finish(p.written), p.enc.Flush(), p.maps.Close(), p.pages.Close())
 }
 
@@ -331,7 +337,7 @@ func (s *StreamerSource) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, f := range s.files {
-		f.close()
+		f.free()
 	}
 	return s.conn.Close()
 }

@@ -77,8 +77,8 @@ func newDumper(o *options.Options, open opener) (*dumper, error) {
 	if err == nil {
 		d.sink, err = open(o, d.images)
 	}
-	if dir, ok := d.sink.(*sinks.Dir); ok {
-		dir.NameParent(d.track.parentID())
+	if set, ok := d.sink.(interface{ NameParent(string) }); ok {
+		set.NameParent(d.track.parentID())
 	}
 	if err != nil {
 		d.track.close()

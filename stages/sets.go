@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -85,6 +85,8 @@ func openPlainSink(o *options.Options, dir *os.File) (sinks.Sink, error) {
 		return nil, errors.New("--checksum: a set has checksums where all of it is put into one directory; a stream has its own")
 	case dir == nil:
 		return pipeOut(o)
+	case o.Index != "":
+		return nil, errors.New("--index: it is for a set that is piped (-D -); one in a directory has all itself")
 	case o.Stream && o.PageServer:
 		return nil, errors.New("--stream and --page-server exclude each other: the pages can go one way only")
 	case o.Stream:
@@ -146,7 +148,7 @@ func openRaw(o *options.Options, dir *os.File) (image.Source, error) {
 		if isTerminal(os.Stdin) {
 			return nil, errors.New("standard input is a terminal: pipe a dump with -D - into this restore")
 		}
-		return pipeIn(os.Stdin)
+		return pipeIn(o, os.Stdin)
 	case o.Stream:
 		return sinks.OpenStreamer(dirPath(dir))
 	}
@@ -201,25 +203,46 @@ func pipeOut(o *options.Options) (sinks.Sink, error) {
 	case isTerminal(os.Stdout):
 		return nil, errors.New("standard output is a terminal: pipe this dump into criu restore -D -")
 	}
+	opt := sinks.StreamOptions{}
+	if o.PrevImagesDir != "" {
+		before, err := openBefore(o)
+		if err != nil {
+			return nil, err
+		}
+		opt.Parent = image.Packed(before)
+	}
+	if o.Index != "" {
+		dir, err := os.OpenFile(filepath.Join(o.Work(), o.Index), unix.O_DIRECTORY, 0)
+		if err == nil {
+			opt.Index, err = sinks.NewDirFile(dir, sinks.DirOptions{Sync: o.Sync})
+		}
+		if err != nil {
+			return nil, fmt.Errorf("--index: %w: name an existing directory, relative to the work directory", err)
+		}
+	}
 	widen(os.Stdout)
-	return sinks.NewStream(os.Stdout), nil
+	return sinks.NewStream(os.Stdout, opt), nil
 }
 
-// pipeIn reads a whole set, and then waits for the other end to close: on the same machine the dump still holds the ids
-// of its tasks when it has sent the last byte.
-func pipeIn(r *os.File) (image.Source, error) {
+// pipeIn reads a set, or several that build on each other, until the other end closes: on the same machine the dump still holds
+// the ids of its tasks when it has sent the last byte.
+func pipeIn(o *options.Options, r *os.File) (image.Source, error) {
+	var before image.Source
+	if o.PrevImagesDir != "" {
+		var err error
+		if before, err = openBefore(o); err != nil {
+			return nil, err
+		}
+	}
 	widen(r)
-	set, err := sinks.ReadStream(r)
+	return sinks.ReadStream(r, before)
+}
+
+// openBefore opens the set that a piped one builds on.
+func openBefore(o *options.Options) (image.Source, error) {
+	set, err := image.OpenDir(filepath.Join(o.Work(), o.PrevImagesDir))
 	if err != nil {
-		return nil, err
-	}
-	n, err := io.Copy(io.Discard, io.LimitReader(r, 1))
-	if err == nil && n > 0 {
-		err = errors.New("something follows the set on standard input")
-	}
-	if err != nil {
-		set.Close()
-		return nil, err
+		return nil, fmt.Errorf("--prev-images-dir: %w", err)
 	}
 	return set, nil
 }

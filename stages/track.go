@@ -66,13 +66,21 @@ func (tr *tracking) openParent(o *options.Options, images *os.File) error {
 	if o.PrevImagesDir == "" {
 		return nil
 	}
-	if images == nil || o.Stream {
-		return errors.New("--prev-images-dir: a stream has no previous set")
+	if o.Stream {
+		return errors.New("--prev-images-dir: what goes to criu-image-streamer has no previous set")
 	}
 	fail := func(err error) error { return fmt.Errorf("previous set %s: %w", o.PrevImagesDir, err) }
+	if images == nil {
+		work, err := os.Open(o.Work())
+		if err != nil {
+			return fail(err)
+		}
+		defer work.Close()
+		images = work
+	}
 	fd, err := unix.Openat(int(images.Fd()), o.PrevImagesDir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fail(fmt.Errorf("%w: --prev-images-dir is relative to the images directory", err))
+		return fail(fmt.Errorf("%w: --prev-images-dir is relative to the images directory, or the work directory where they are piped", err))
 	}
 	set := image.NewDir(os.NewFile(uintptr(fd), o.PrevImagesDir))
 	tr.parent = set

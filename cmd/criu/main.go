@@ -47,6 +47,7 @@ var verbs = map[options.Verb]func(context.Context, *options.Options) error{
 	options.Migrate:      stages.Migrate,
 	options.Receive:      stages.Receive,
 	options.Restore:      restore,
+	options.Extract:      stages.Extract,
 	options.CPUInfoDump:  cpuinfoDump,
 	options.CPUInfoCheck: cpuinfoCheck,
 }

@@ -188,6 +188,8 @@ type expanded struct {
 	maps map[uint32]pagemapName // which page map belongs to a pages file
 	keep bool                   // expanded files are read more than once
 	kept keptPages
+	up   *expanded // the parent, once it has been asked for
+	lent bool      // it is a parent, which the set that builds on it closes
 }
 
 func (x *expanded) note(pagesID uint32, kind PagemapKind, id uint64) {
@@ -199,11 +201,17 @@ func (x *expanded) note(pagesID uint32, kind PagemapKind, id uint64) {
 // Parent is expanded too: a parent may be compressed where its child is not, and the other way round, but both say
 // so together.
 func (x *expanded) Parent() (Source, error) {
-	src, err := x.Source.Parent()
-	if err != nil || src == nil {
-		return src, err
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.up == nil {
+		src, err := x.Source.Parent()
+		if err != nil || src == nil {
+			return src, err
+		}
+		x.up = Packed(src).(*expanded)
+		x.up.lent = true
 	}
-	return Packed(src), nil
+	return x.up, nil
 }
 
 // OpenPages opens a pages file as if it had been stored plainly.
@@ -239,10 +247,21 @@ func (x *expanded) expandOnce(id uint32, in *Pages, name pagemapName) (*Pages, e
 	return x.kept.get(id, func() (*Pages, error) { return x.expand(in, name) })
 }
 
-// Close closes what was kept, too.
+// Close closes what was kept, too. All who ask for a parent have the same one, which is closed with its child.
 func (x *expanded) Close() error {
+	if x.lent {
+		return nil
+	}
+	return x.end()
+}
+
+func (x *expanded) end() error {
+	var err error
+	if x.up != nil {
+		err = x.up.end()
+	}
 	x.kept.close()
-	return x.Source.Close()
+	return errors.Join(err, x.Source.Close())
 }
 
 // expand makes the plain file; nil where it is plain already.

@@ -15,6 +15,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -143,6 +144,12 @@ func (s *sealer) flush(last bool) error {
 
 func (s *sealer) Close() error { return errors.Join(s.flush(true), s.w.Close()) }
 
+// InIndex says whether a file belongs to the index of a set: what another one that builds on it has to read of it, which is
+// the page maps, the inventory, and in a sealed set the list of all files.
+func InIndex(name string) bool {
+	return strings.HasPrefix(name, "pagemap-") || name == manifest || name == Inventory.File(0)
+}
+
 // Sealed says whether a set is one.
 func Sealed(src Source) (bool, error) { return src.Exists(manifest) }
 
@@ -187,6 +194,9 @@ type unsealed struct {
 	id    []byte
 	names map[string]bool
 	kept  keptPages
+	mu    sync.Mutex
+	up    *unsealed // the parent, once it has been asked for
+	lent  bool      // it is a parent, which the set that builds on it closes
 }
 
 // Exists knows files by the manifest.
@@ -279,19 +289,40 @@ func (r *releasing) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Close gives up what was unsealed into memory, too.
+// Close gives up what was unsealed into memory, too. All who ask for a parent have the same one, which is closed with its child.
 func (u *unsealed) Close() error {
+	if u.lent {
+		return nil
+	}
+	return u.end()
+}
+
+func (u *unsealed) end() error {
+	var err error
+	if u.up != nil {
+		err = u.up.end()
+	}
 	u.kept.close()
-	return u.Source.Close()
+	return errors.Join(err, u.Source.Close())
 }
 
 // Parent is sealed with the same key.
 func (u *unsealed) Parent() (Source, error) {
-	up, err := u.Source.Parent()
-	if err != nil || up == nil {
-		return up, err
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.up == nil {
+		src, err := u.Source.Parent()
+		if err != nil || src == nil {
+			return src, err
+		}
+		up, err := Unseal(src, u.key)
+		if err != nil {
+			return nil, errors.Join(err, src.Close())
+		}
+		u.up = up.(*unsealed)
+		u.up.lent = true
 	}
-	return Unseal(up, u.key)
+	return u.up, nil
 }
 
 // unsealer reads one file.

@@ -49,8 +49,10 @@ type Options struct {
 	WorkDir string
 	// ImagesDirFD and WorkDirFD are open directories that go before the names, or -1.
 	ImagesDirFD, WorkDirFD int
-	// PrevImagesDir is the set of the previous dump in a chain, relative to ImagesDir.
+	// PrevImagesDir is the set of the previous dump in a chain, relative to ImagesDir, or to WorkDir where the images are piped.
 	PrevImagesDir string
+	// Index is a directory for the page maps of a set that is piped, relative to the work directory: the next one can build on it.
+	Index string
 	// Stream moves the images through criu-image-streamer's sockets in ImagesDir.
 	Stream bool
 	// Sync puts the set on stable storage before it is declared valid.

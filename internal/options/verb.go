@@ -21,13 +21,14 @@ const (
 	Exec
 	Migrate
 	Receive
+	Extract
 
 	dumping   = Dump | PreDump | Migrate
 	restoring = Restore | Receive
 	moving    = dumping | restoring
 	serving   = PageServer | Service | LazyPages | Receive
 	anyVerb   = Verb(1<<16 - 1)
-	imageVerb = moving | PageServer | LazyPages | Dedup | CPUInfoDump | CPUInfoCheck
+	imageVerb = moving | PageServer | LazyPages | Dedup | Extract | CPUInfoDump | CPUInfoCheck
 )
 
 // verbRow describes a verb for help and parsing.
@@ -45,6 +46,7 @@ var Verbs = []verbRow{
 	{Restore, "restore", "bring a process tree back from an image set", Restores},
 	{Migrate, "migrate", "move a process tree to where 'criu receive' waits (our own)", Incremental},
 	{Receive, "receive", "wait for a process tree that 'criu migrate' moves here (our own)", Restores},
+	{Extract, "extract", "put a piped set from standard input into a directory (our own)", Restores},
 	{Check, "check", "say whether this kernel has what is needed", Checks},
 	{PageServer, "page-server", "receive memory pages of a dump elsewhere", PageServing},
 	{Service, "service", "serve requests on a UNIX socket", RPCService},
