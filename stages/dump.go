@@ -3,10 +3,13 @@ package stages
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"runtime"
+	"slices"
 
 	"cryo/collectors"
+	"cryo/internal/actions"
 	"cryo/internal/options"
 	"cryo/internal/stats"
 	"cryo/pipeline"
@@ -33,13 +36,14 @@ type opener func(*options.Options, *os.File) (sinks.Sink, error)
 // runDumper runs the graph that declare makes of a dumper, with a guardian, and when it has succeeded what follows.
 func runDumper(ctx context.Context, o *options.Options, open opener, declare func(*dumper) *pipeline.Graph) (*stats.Dump, error) {
 	guard := launchGuardian()
-	d, err := newDumper(o, open)
+	own := *o // the client may add to it
+	d, err := newDumper(&own, open)
 	if err != nil {
 		return nil, errors.Join(err, guard.close())
 	}
 	defer d.close()
 	d.warm()
-	if err = d.scripts.Run(ctx, preDump); err == nil {
+	if err = d.announce(ctx); err == nil {
 		err = d.run(ctx, declare(d), guard)
 	}
 	err = errors.Join(err, guard.close())
@@ -50,6 +54,19 @@ func runDumper(ctx context.Context, o *options.Options, open opener, declare fun
 		return nil, err
 	}
 	return &d.stats, d.afterwards(ctx)
+}
+
+// announce tells of the dump that begins, and asks the client what is to stay outside of it.
+func (d *dumper) announce(ctx context.Context) error {
+	if err := d.scripts.Run(ctx, preDump); err != nil || d.o.Client == nil || d.o.Verb == options.PreDump {
+		return err
+	}
+	more, err := d.o.Client.External(ctx)
+	if err != nil {
+		return fmt.Errorf("action %s: %w", actions.QueryExtFiles, err)
+	}
+	d.o.External = append(slices.Clip(d.o.External), more...)
+	return nil
 }
 
 func (d *dumper) run(ctx context.Context, g *pipeline.Graph, guard *guardianLaunch) (err error) {

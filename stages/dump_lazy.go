@@ -24,7 +24,7 @@ func (d *dumper) serveLate(s *pipeline.Stage, v valid) (valid, error) {
 			return v, err
 		}
 	}
-	if err := SignalReady(d.o); err != nil {
+	if err := SignalReady(s.Context(), d.o); err != nil {
 		return v, err
 	}
 	conn, err := acceptPages(s.Context(), d.o, l)

@@ -85,7 +85,7 @@ func newDumper(o *options.Options, open opener) (*dumper, error) {
 		d.tracer.Close()
 		return nil, err
 	}
-	d.scripts = &actions.Runner{Scripts: o.ActionScripts, ImageDir: d.images}
+	d.scripts = &actions.Runner{Scripts: o.ActionScripts, ImageDir: d.images, Client: o.Client}
 	d.scripts.SetInit(o.Tree)
 	d.freezer = newFreezer(time.Duration(o.Timeout) * time.Second)
 	d.env = &collectors.Env{

@@ -1,11 +1,13 @@
 package stages
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"strconv"
 
+	"cryo/internal/actions"
 	"cryo/internal/options"
 
 	"golang.org/x/sys/unix"
@@ -24,14 +26,15 @@ func WritePidFile(path string, pid int) error {
 	return nil
 }
 
-// SignalReady says that a server answers now: a zero byte goes to o.StatusFD, which is closed.
-func SignalReady(o *options.Options) error {
-	if o.StatusFD < 0 {
-		return nil
+// SignalReady says that a server answers now: a zero byte goes to o.StatusFD, which is closed, and action scripts and the
+// client are told.
+func SignalReady(ctx context.Context, o *options.Options) error {
+	if o.StatusFD >= 0 {
+		_, err := unix.Write(o.StatusFD, []byte{0})
+		if err = errors.Join(err, unix.Close(o.StatusFD)); err != nil {
+			return fmt.Errorf("--status-fd %d: %w", o.StatusFD, err)
+		}
 	}
-	_, err := unix.Write(o.StatusFD, []byte{0})
-	if err = errors.Join(err, unix.Close(o.StatusFD)); err != nil {
-		return fmt.Errorf("--status-fd %d: %w", o.StatusFD, err)
-	}
-	return nil
+	scripts := actions.Runner{Scripts: o.ActionScripts, Client: o.Client}
+	return scripts.Run(ctx, actions.StatusReady)
 }

@@ -44,7 +44,7 @@ func Receive(ctx context.Context, o *options.Options) error {
 		return err
 	}
 	defer l.Close()
-	if err := SignalReady(o); err != nil {
+	if err := SignalReady(ctx, o); err != nil {
 		return err
 	}
 	v := &reception{o: o, pages: map[int]chan error{}, come: make(chan net.Conn, 1), decided: make(chan struct{}), settled: make(chan struct{})}

@@ -111,7 +111,7 @@ func newRestorer(o *options.Options) (*restorer, error) {
 			return nil, err
 		}
 	}
-	r.scripts = &actions.Runner{Scripts: o.ActionScripts, ImageDir: dir}
+	r.scripts = &actions.Runner{Scripts: o.ActionScripts, ImageDir: dir, Client: o.Client}
 	r.tracer = ptrace.NewTracer()
 	return r, nil
 }

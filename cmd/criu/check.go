@@ -10,21 +10,32 @@ import (
 	"cryo/internal/options"
 )
 
+// checkKernel finds out whether the kernel has what every dump needs.
+func checkKernel(context.Context, *options.Options) error {
+	for _, f := range features.All {
+		if f.Tier != features.Required {
+			continue
+		}
+		if err := f.Supported(); err != nil {
+			slog.Warn(err.Error())
+			return fmt.Errorf("this kernel lacks what every dump needs: %w", err)
+		}
+	}
+	return nil
+}
+
 // check says whether the kernel has what is needed: a verdict about everything, or about the features that were asked for.
-func check(_ context.Context, o *options.Options) error {
+func check(ctx context.Context, o *options.Options) error {
 	if len(o.Features) > 0 {
 		return checkNamed(o.Features)
 	}
+	if err := checkKernel(ctx, o); err != nil {
+		slog.Warn("Does not look good.")
+		return err
+	}
 	missing := false
 	for _, f := range features.All {
-		switch {
-		case f.Tier == features.Required:
-			if err := f.Supported(); err != nil {
-				slog.Warn(err.Error())
-				slog.Warn("Does not look good.")
-				return fmt.Errorf("this kernel lacks what every dump needs: %w", err)
-			}
-		case f.Tier == features.Extra && o.Extra, f.Tier == features.Experimental && o.Experimental:
+		if f.Tier == features.Extra && o.Extra || f.Tier == features.Experimental && o.Experimental {
 			if err := f.Supported(); err != nil {
 				slog.Warn(err.Error())
 				missing = true

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -47,11 +48,11 @@ func background(socket *os.File) (int, error) {
 }
 
 // ready says that a server answers now: pid goes to the pid file and a zero byte to --status-fd, which is closed.
-func ready(o *options.Options, pid int) error {
+func ready(ctx context.Context, o *options.Options, pid int) error {
 	if o.PidFile != "" {
 		if err := stages.WritePidFile(o.PidFile, pid); err != nil {
 			return err
 		}
 	}
-	return stages.SignalReady(o)
+	return stages.SignalReady(ctx, o)
 }

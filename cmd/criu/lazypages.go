@@ -37,10 +37,10 @@ func lazyPages(ctx context.Context, o *options.Options) error {
 		}
 		l.SetUnlinkOnClose(false) // it is the other's now
 		l.Close()
-		return ready(o, pid)
+		return ready(ctx, o, pid)
 	}
 	if !inBackground() {
-		if err := ready(o, os.Getpid()); err != nil {
+		if err := ready(ctx, o, os.Getpid()); err != nil {
 			return err
 		}
 	}

@@ -21,6 +21,7 @@ import (
 	"cryo/internal/guardian"
 	"cryo/internal/log"
 	"cryo/internal/options"
+	"cryo/internal/rpc"
 	"cryo/stages"
 
 	"golang.org/x/sys/unix"
@@ -48,8 +49,14 @@ var verbs = map[options.Verb]func(context.Context, *options.Options) error{
 	options.Receive:      stages.Receive,
 	options.Restore:      restore,
 	options.Extract:      stages.Extract,
+	options.Service:      service,
 	options.CPUInfoDump:  cpuinfoDump,
 	options.CPUInfoCheck: cpuinfoCheck,
+}
+
+// servers are verbs that only pass requests on: what must be allowed and where to be is a matter of each request.
+var servers = map[options.Verb]func(context.Context, *options.Options) error{
+	options.Swrk: swrk,
 }
 
 // memoryGoal is how much memory the runtime tries to do with: with what it does not count, less than 64 MiB. A goal of 40
@@ -59,6 +66,8 @@ const memoryGoal = 48 << 20
 func main() {
 	guardian.Main(stages.GuardianKinds()...)
 	stages.LazyMain()
+	stages.PageServerMain()
+	rpc.WorkerMain(serveServiceClient)
 	dirty.KeeperMain()
 	// Most runs are over before a first collection would be worth its time; large ones stay small.
 	debug.SetGCPercent(400)
@@ -114,6 +123,21 @@ func do(o *options.Options) error {
 		fmt.Print(text)
 		return err
 	}
+	// An interrupt cancels the work, which takes back what it did.
+	ctx, stop := signal.NotifyContext(context.Background(), interrupts()...)
+	defer stop()
+	var err error
+	if startDir, err = os.Getwd(); err != nil {
+		return fmt.Errorf("working directory: %w", err)
+	}
+	if serve := servers[o.Verb]; serve != nil {
+		return serve(ctx, o)
+	}
+	return perform(ctx, o, verbs[o.Verb])
+}
+
+// perform does the work of a verb in its directory, and keeps its log.
+func perform(ctx context.Context, o *options.Options, work func(context.Context, *options.Options) error) error {
 	if err := privileges(o); err != nil {
 		return err
 	}
@@ -129,11 +153,8 @@ func do(o *options.Options) error {
 		return err
 	}
 	defer l.Close()
-	// An interrupt cancels the work, which takes back what it did.
-	ctx, stop := signal.NotifyContext(context.Background(), interrupts()...)
-	defer stop()
-	err = verbs[o.Verb](ctx, o)
-	if err != nil && l.ToFile() && !errors.Is(err, errReported) { // fail tells it on standard error
+	err = work(ctx, o)
+	if err != nil && (l.ToFile() || o.Client != nil) && !errors.Is(err, errReported) { // fail tells it on standard error
 		cause, also := sentences(err)
 		slog.Error(cause)
 		for _, s := range also {
@@ -157,9 +178,6 @@ func interrupts() []os.Signal {
 // enterWorkDir makes the images directory absolute and goes to the work directory, where logs, pid files, statistics and
 // action scripts have their place.
 func enterWorkDir(o *options.Options) (err error) {
-	if startDir, err = os.Getwd(); err != nil {
-		return fmt.Errorf("working directory: %w", err)
-	}
 	work := o.Work()
 	if o.ImagesDir != "-" {
 		if o.ImagesDir, err = filepath.Abs(o.ImagesDir); err != nil {

@@ -12,7 +12,7 @@ import (
 // pageServer receives the pages of one dump, in the background with --daemon.
 func pageServer(ctx context.Context, o *options.Options) error {
 	if o.PageServerFD >= 0 {
-		if err := ready(o, os.Getpid()); err != nil {
+		if err := ready(ctx, o, os.Getpid()); err != nil {
 			return err
 		}
 		return stages.ServePages(ctx, o, nil)
@@ -29,7 +29,7 @@ func pageServer(ctx context.Context, o *options.Options) error {
 		return err
 	}
 	if !o.Detach {
-		if err := ready(o, os.Getpid()); err != nil {
+		if err := ready(ctx, o, os.Getpid()); err != nil {
 			return err
 		}
 		return stages.ServePages(ctx, o, l)
@@ -44,5 +44,5 @@ func pageServer(ctx context.Context, o *options.Options) error {
 	if err != nil {
 		return err
 	}
-	return ready(o, pid)
+	return ready(ctx, o, pid)
 }

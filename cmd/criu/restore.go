@@ -15,14 +15,24 @@ import (
 
 // restore brings a tree back and, with --exec-cmd, becomes the command that is then the parent of its root.
 func restore(ctx context.Context, o *options.Options) error {
+	if err := restoreTree(ctx, o); err != nil || len(o.ExecCmd) == 0 {
+		return err
+	}
+	return become(o)
+}
+
+// restoreTree brings a tree back.
+func restoreTree(ctx context.Context, o *options.Options) error {
 	err := stages.Restore(ctx, o)
 	var own *stages.OwnIDError
 	if errors.As(err, &own) && !again {
 		return startAgain(own)
 	}
-	if err != nil || len(o.ExecCmd) == 0 {
-		return err
-	}
+	return err
+}
+
+// become makes this process the command that is to be the parent of the restored tree.
+func become(o *options.Options) error {
 	path, err := exec.LookPath(o.ExecCmd[0])
 	if err == nil {
 		err = syscall.Exec(path, o.ExecCmd, os.Environ())
@@ -40,6 +50,9 @@ var again = func() bool {
 	return marked
 }()
 
+// beforeAgain keeps what the program needs when it executes itself.
+var beforeAgain = func() error { return nil }
+
 // startAgain makes this process execute its program again, with the same arguments, descriptors and pid, and other threads:
 // a set wants the id of one of these.
 func startAgain(reason error) error {
@@ -47,6 +60,9 @@ func startAgain(reason error) error {
 	self, err := os.Executable()
 	if err == nil {
 		err = os.Chdir(startDir)
+	}
+	if err == nil {
+		err = beforeAgain()
 	}
 	if err == nil {
 		err = syscall.Exec(self, os.Args, append(os.Environ(), againMark+"=1"))

@@ -43,14 +43,25 @@ const (
 	QueryExtFiles       Phase = "query-ext-files"
 )
 
+// Client is who asked for a dump or restore and wants to follow it: an RPC client, or a Go caller. An error of a method
+// fails the phase, and with it the work. Methods are called one at a time.
+type Client interface {
+	// Phase tells of a phase. initPID is the pid of the tree's root as the tool sees it, 0 as long as there is none.
+	Phase(ctx context.Context, p Phase, initPID int) error
+	// External asks for objects of the tree that stay outside, in the notation of --external, just before it is frozen.
+	External(ctx context.Context) ([]string, error)
+	// PtyMaster hands over the master of the restored tree's terminal, which is closed when it returns.
+	PtyMaster(ctx context.Context, master *os.File) error
+}
+
 // Runner runs the scripts of one dump or restore. Its zero value runs none. It is safe for concurrent use.
 type Runner struct {
 	// Scripts are programs, in the order of the options that named them. The last is run first, as by criu.
 	Scripts []string
 	// ImageDir is the open images directory, nil if there is none (the set is streamed).
 	ImageDir *os.File
-	// Notify tells an RPC client about a phase before scripts run; nil if there is none.
-	Notify func(ctx context.Context, p Phase, initPID int) error
+	// Client is told about a phase before scripts run; nil if there is none.
+	Client Client
 
 	initPID atomic.Int64
 	mu      sync.Mutex // one phase at a time
@@ -60,7 +71,7 @@ type Runner struct {
 func (r *Runner) SetInit(pid int) { r.initPID.Store(int64(pid)) }
 
 // Any says whether there is anything to run. Safe on a nil Runner.
-func (r *Runner) Any() bool { return r != nil && (len(r.Scripts) > 0 || r.Notify != nil) }
+func (r *Runner) Any() bool { return r != nil && (len(r.Scripts) > 0 || r.Client != nil) }
 
 // Run runs a phase. The scripts are killed when ctx ends. Safe on a nil Runner.
 func (r *Runner) Run(ctx context.Context, p Phase) error {
@@ -70,8 +81,8 @@ func (r *Runner) Run(ctx context.Context, p Phase) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	slog.Debug("Running " + string(p) + " scripts")
-	if r.Notify != nil {
-		if err := r.Notify(ctx, p, int(r.initPID.Load())); err != nil {
+	if r.Client != nil {
+		if err := r.Client.Phase(ctx, p, int(r.initPID.Load())); err != nil {
 			return fmt.Errorf("action %s: %w", p, err)
 		}
 	}

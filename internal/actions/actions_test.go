@@ -57,16 +57,23 @@ func TestRunRefusesAProgramThatIsNotThere(t *testing.T) {
 	}
 }
 
+// told is a client that wants to know of phases only.
+type told func(Phase, int) error
+
+func (f told) Phase(_ context.Context, p Phase, pid int) error { return f(p, pid) }
+func (told) External(context.Context) ([]string, error)        { return nil, nil }
+func (told) PtyMaster(context.Context, *os.File) error         { return nil }
+
 func TestNotifyComesFirstAndStopsThePhase(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "out")
 	refuse := errors.New("no")
 	r := &Runner{Scripts: []string{script(t, out, "a", "")}}
-	r.Notify = func(_ context.Context, p Phase, pid int) error {
+	r.Client = told(func(p Phase, pid int) error {
 		if p != NetworkLock || pid != 5 {
 			t.Errorf("told %s, %d", p, pid)
 		}
 		return refuse
-	}
+	})
 	r.SetInit(5)
 	if err := r.Run(t.Context(), NetworkLock); !errors.Is(err, refuse) {
 		t.Errorf("got %v", err)

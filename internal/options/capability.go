@@ -82,6 +82,7 @@ var built = map[Capability]bool{
 	Cgroups:     true,
 	Locks:       true,
 	Notify:      true,
+	RPCService:  true,
 }
 
 // Built reports whether the tool has a capability.

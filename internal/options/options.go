@@ -9,7 +9,11 @@
 // Spelling, defaults and precedence are criu 4.2's. The package touches no kernel interface but the configuration files.
 package options
 
-import "math"
+import (
+	"math"
+
+	"cryo/internal/actions"
+)
 
 // Options is what a user asks for. Take [Default] and change what differs: the zero value of several fields is not
 // their default.
@@ -221,6 +225,11 @@ type Options struct {
 	Help, Version bool
 	// NotifyScripts tells the RPC client of each phase (RPC only).
 	NotifyScripts bool
+	// Client follows the work; nil: nobody does (RPC and Go callers).
+	Client actions.Client `json:"-"`
+	// ServiceSocket is the inode of the socket that an RPC client asked through, 0 for none. A dumped task may be that
+	// client; when it is restored it finds the answer there.
+	ServiceSocket uint64
 	// PidfdStoreFD is the RPC client's socket that keeps pidfds between pre-dumps, or -1 (RPC only).
 	PidfdStoreFD int
 

@@ -1,5 +1,3 @@
-// Package rpc turns messages of criu's RPC protocol (rpc.proto of criu 4.2, the types of go-criu) into what the rest of
-// the tool works with. It touches no socket.
 package rpc
 
 import (
@@ -29,12 +27,13 @@ type Error struct {
 
 func (e *Error) Error() string { return fmt.Sprintf("request field %s: %s", e.Field, e.Reason) }
 
-// FromRPC fills options from a request for a verb, through the table of the options. The configuration file that the
-// request names is read last and overrides the request; one that is not there is as good as none. Descriptors in the result
-// (ImagesDirFD, WorkDirFD, StatusFD, PidfdStoreFD) are numbers of the client.
-func FromRPC(verb options.Verb, req *rpc.CriuOpts, c Client) (*options.Options, error) {
-	o := options.Default()
-	o.Verb = verb
+// FromRPC adds to options what a request for a verb asks for, through the table of the options. The configuration file that
+// the request names is read last and overrides the request; one that is not there is as good as none. Descriptors in the
+// result (ImagesDirFD, WorkDirFD, StatusFD, PidfdStoreFD) are numbers of the client.
+func FromRPC(verb options.Verb, base *options.Options, req *rpc.CriuOpts, c Client) (*options.Options, error) {
+	own := *base
+	o := &own
+	o.Verb, o.ImagesDir, o.LogFile = verb, "", "" // base's are not the client's
 	if req == nil {
 		return o, nil
 	}
@@ -62,11 +61,11 @@ func FromRPC(verb options.Verb, req *rpc.CriuOpts, c Client) (*options.Options, 
 	return o, nil
 }
 
-// override reads the configuration file of a request. What names the images comes from the request or the file, never
+// override reads the configuration file of a request. What names a directory comes from the request or the file, never
 // from both.
 func override(o *options.Options, file string) error {
-	images := o.ImagesDir
-	o.ImagesDir = ""
+	images, work := o.ImagesDir, o.WorkDir
+	o.ImagesDir, o.WorkDir = "", ""
 	if err := o.ReadConfig(file, true); err != nil {
 		return err
 	}
@@ -74,6 +73,11 @@ func override(o *options.Options, file string) error {
 		o.ImagesDir = images
 	} else {
 		o.ImagesDirFD = -1
+	}
+	if o.WorkDir == "" {
+		o.WorkDir = work
+	} else {
+		o.WorkDirFD = -1
 	}
 	return nil
 }

@@ -89,9 +89,9 @@ func TestFromRPC(t *testing.T) {
 		}},
 	} {
 		want := options.Default()
-		want.Verb = tc.verb
+		want.Verb, want.ImagesDir = tc.verb, ""
 		tc.want(want)
-		got, err := FromRPC(tc.verb, tc.req, Client{Worker: true})
+		got, err := FromRPC(tc.verb, options.Default(), tc.req, Client{Worker: true})
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -114,7 +114,7 @@ func TestFromRPCRefuses(t *testing.T) {
 		"9 is none of its values":   {ManageCgroupsMode: ptr(rpc.CriuCgMode(9))},
 		"holds a zero byte":         {Root: ptr("a\x00b")},
 	} {
-		if _, err := FromRPC(options.Dump, req, Client{}); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := FromRPC(options.Dump, options.Default(), req, Client{}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
 		}
 	}

@@ -1,5 +1,5 @@
 // Package selfexec starts this executable once more, as one of the small processes that work beside the tool or outlive it:
-// the guardian, the keeper of memory tracking, the server of a lazy restore. Each is known by its argv[0], which stands for
+// the guardian, the keeper of memory tracking, the server of a lazy restore, a page server, the worker of a service. Each is known by its argv[0], which stands for
 // what it is in /proc and tells main what to do.
 //
 // Nothing of it needs more than Linux has always had. It touches no image.
@@ -22,13 +22,16 @@ type Process struct {
 	Dir   string
 	Env   []string
 	Files []uintptr // descriptors, from 0 on
+	// As is the user it becomes, nil for the one of this process, and Keep are the capabilities it has then.
+	As   *syscall.Credential
+	Keep []uintptr
 }
 
 // Start starts it from exe, which is Path but for a stand-in, in a session of its own, and returns its pid. Whoever starts
 // it is its parent.
 func (p Process) Start(exe string) (pid int, err error) {
 	return syscall.ForkExec(exe, []string{p.Name}, &syscall.ProcAttr{
-		Dir: p.Dir, Env: p.Env, Files: p.Files, Sys: &syscall.SysProcAttr{Setsid: true},
+		Dir: p.Dir, Env: p.Env, Files: p.Files, Sys: &syscall.SysProcAttr{Setsid: true, Credential: p.As, AmbientCaps: p.Keep},
 	})
 }
 
