@@ -164,7 +164,7 @@ func TestRPCDumpRestore(t *testing.T) {
 		t.Errorf("restored as %d, a child of %d; want %d, a child of %d", got, parentOf(t, got), target.Pid, os.Getpid())
 	}
 	pid := "(" + strconv.Itoa(target.Pid) + ")"
-	if want := []string{"pre-restore", "setup-namespaces" + pid, "post-setup-namespaces", "post-restore" + pid, "pre-resume", "post-resume"}; !slices.Equal(c.told, want) {
+	if want := []string{"pre-restore", "post-restore" + pid, "pre-resume", "post-resume"}; !slices.Equal(c.told, want) {
 		t.Errorf("told %q, want %q", c.told, want)
 	}
 	c.end()
@@ -210,7 +210,7 @@ func TestRPCClientSaysNo(t *testing.T) {
 	}
 	images := t.TempDir()
 	target.Dump(tools.Criu, images)
-	for _, phase := range []string{"pre-restore", "setup-namespaces", "post-restore", "pre-resume"} {
+	for _, phase := range []string{"pre-restore", "post-restore", "pre-resume"} {
 		for _, leaves := range []bool{false, true} {
 			c := startSwrk(t)
 			c.refuse = phase
