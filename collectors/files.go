@@ -79,6 +79,8 @@ type Files struct {
 	irmapped      map[inode]string // files met on the search for watched ones; dev as the kernel numbers it
 	irmapNext     []string         // where to search on
 
+	userfaults userfaults
+
 	bpfStored map[uint32]bool // BPF maps whose contents are stored
 	bpfData   *image.Output[*bpfmap_data.BpfmapDataEntry]
 
@@ -266,7 +268,7 @@ func (f *Files) Write() error {
 	if len(f.fileLocks) > 0 {
 		errs = append(errs, image.Write(set, image.FileLocks, 0, f.fileLocks...))
 	}
-	return errors.Join(append(errs, f.writeTTYs(), f.Close())...)
+	return errors.Join(append(errs, f.userfaults.write(set), f.writeTTYs(), f.Close())...)
 }
 
 // Close completes the images of contents; more than once does no harm.
@@ -288,6 +290,7 @@ func (f *Files) Close() error {
 	}
 	f.closeInFlight()
 	f.closeOwnPipe()
+	f.userfaults.close()
 	return errors.Join(errs...)
 }
 

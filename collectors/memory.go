@@ -34,6 +34,8 @@ type Memory struct {
 
 	sharedPages []pagecopy.Range // that the parent task has as well, and stores
 
+	watched map[int]*watchedPages // by mapping: those that a userfaultfd of the tree watches
+
 	leave bool             // pages that may come late stay in the task
 	late  []pagecopy.Range // those
 
@@ -250,6 +252,9 @@ func (m *Memory) Check(env *Env, t *Task) error {
 		device := fl&(vma.IO|vma.PFNMap) != 0 && m.kinds[i] != vma.VVAR && m.kinds[i] != vma.Uprobes
 		if device && !vma.Is(m.entries[i], vma.StatusFileShared) {
 			m.obstacle(env, t, mp, "memory of a device ("+mp.Name+")", "")
+		}
+		if fl&(vma.UffdMissing|vma.UffdMinor) != 0 && m.watched[i] == nil && env.Files.userfaults.resolved {
+			m.obstacle(env, t, mp, onDemand, onDemandRemedy)
 		}
 		if fl&vma.ShadowStack != 0 {
 			m.obstacle(env, t, mp, "a shadow stack, which cannot be dumped yet", "run the program without shadow stacks")

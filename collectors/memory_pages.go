@@ -186,10 +186,10 @@ func (w *walker) region(r pagemap.Region) error {
 		if err := w.m.beSure(i); err != nil {
 			return err
 		}
-		if !w.m.private(i) {
+		if !w.m.private(i) && w.m.watched[i] == nil {
 			continue
 		}
-		if w.m.copy.holds(i) {
+		if w.m.copy.holds(i) || w.m.watched[i] != nil {
 			if err := w.until(mp.Start + 1); err != nil {
 				return err
 			}
@@ -290,9 +290,15 @@ func (m *Memory) pages(i int, start, end uint64) pagecopy.Range {
 func (w *walker) until(addr uint64) error {
 	for ; w.next < len(w.m.maps); w.next++ {
 		mp := &w.m.maps[w.next]
-		whole, kept := w.m.whole(w.next), w.m.copy.holds(w.next)
-		if mp.End > addr && !((whole || kept) && mp.Start < addr) {
+		whole, kept, watched := w.m.whole(w.next), w.m.copy.holds(w.next), w.m.watched[w.next] != nil
+		if mp.End > addr && !((whole || kept || watched) && mp.Start < addr) {
 			return nil
+		}
+		if watched {
+			if err := w.ofWatched(w.next); err != nil {
+				return err
+			}
+			continue
 		}
 		if !whole || w.m.ahead {
 			if kept {
@@ -322,7 +328,10 @@ func (m *Memory) beSure(i int) error {
 
 // private says whether mapping i has pages of the task's own.
 func (m *Memory) private(i int) bool {
-	if m.entries[i] == nil || vma.Is(m.entries[i], vma.StatusVVAR) || m.whole(i) {
+	if m.entries[i] == nil || vma.Is(m.entries[i], vma.StatusVVAR) || m.whole(i) || m.watched[i] != nil {
+		return false
+	}
+	if m.ahead && m.tracking.avoid != nil && m.tracking.avoid[i] {
 		return false
 	}
 	// What the kernel may take away at any time need not be kept.

@@ -1,6 +1,8 @@
 package collectors
 
 import (
+	"slices"
+
 	"cryo/internal/dirty"
 	"cryo/internal/pagemap"
 	"cryo/internal/remote"
@@ -15,6 +17,7 @@ type Tracking struct {
 	runs    dirty.Runs
 	foreign []bool       // by mapping: what it says about its pages is not for us
 	stale   []dirty.Span // see dirty.Tracker.Arm
+	avoid   []bool       // by mapping: a userfaultfd of somebody else watches it; set by Arm
 }
 
 // Flags of runs.
@@ -44,7 +47,7 @@ func (m *Memory) Track(t *Task, tr *dirty.Tracker, since bool) error {
 		if l.seen[i] && !tr.Owns(m.span(i)) {
 			l.foreign[i] = true
 		}
-		if l.old[i] {
+		if l.old[i] && !l.foreign[i] {
 			l.stale = append(l.stale, m.span(i))
 		}
 	}
@@ -54,13 +57,23 @@ func (m *Memory) Track(t *Task, tr *dirty.Tracker, since bool) error {
 
 // Arm has tr follow the task from now on. It comes after Track of all tasks: some may share their memory. The error is
 // dirty.ErrGone if tr is of another address space than the task has now.
+//
+// What a userfaultfd of the program's own watches is left to the dump that follows a pre-dump: the tasks run when pages are
+// read, and one that has gone meanwhile must not be asked for.
 func (m *Memory) Arm(t *Task, tr *dirty.Tracker) error {
 	pm, err := pagemap.Open(t.Pid)
 	if err != nil {
 		return err
 	}
 	defer pm.Close()
-	return tr.Arm(pm, m.trackable(m.tracking.foreign), m.tracking.stale)
+	busy, err := tr.Arm(pm, m.trackable(m.tracking.foreign), m.tracking.stale)
+	m.tracking.avoid = slices.Clone(m.tracking.foreign)
+	for i := range m.maps {
+		if len(busy) > 0 && busy[0] == m.span(i) {
+			m.tracking.avoid[i], busy = true, busy[1:]
+		}
+	}
+	return err
 }
 
 // SetParent says what the parent set has of the task; it is closed by the caller when the pages are stored. nil is

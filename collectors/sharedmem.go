@@ -37,6 +37,7 @@ type sharedObject struct {
 	size uint64 // bytes that anybody can reach
 	task *Task
 	link string // below task's /proc/PID: "map_files/..." or "fd/..."
+	zero bool   // pages of zeros are stored too: they are no holes to who has them watched
 }
 
 // NewSharedMemory returns an empty table.
@@ -59,6 +60,13 @@ func (s *SharedMemory) object(key deviceInode, t *Task, link string) *sharedObje
 		s.objects = append(s.objects, o)
 	}
 	return o
+}
+
+// keepZero has pages of zeros stored of the object behind a mapping.
+func (s *SharedMemory) keepZero(mp *vma.Mapping) {
+	if o := s.byInode[deviceInode{mp.Dev, mp.Inode}]; o != nil {
+		o.zero = true
+	}
 }
 
 // Dump stores the contents of all objects. open opens the page map of an object.
@@ -93,7 +101,7 @@ func (o *sharedObject) dump(ctx context.Context, dst PageDest, stats *MemoryStat
 		}
 	}()
 	return segments(f, o.size, func(start, end uint64) error {
-		return copier.Put(pagecopy.Range{Addr: start, Len: end - start})
+		return copier.Put(pagecopy.Range{Addr: start, Len: end - start, KeepZero: o.zero})
 	})
 }
 

@@ -51,6 +51,11 @@ type Settler interface {
 	Settle(p *FilePlanner) error
 }
 
+// Homed is an Object that only one task can make, whether it has it in the end or not.
+type Homed interface {
+	Home() *Table
+}
+
 // Parker is an Object that makes descriptors beside those the task is to have.
 type Parker interface {
 	// Parks is how many of them there are at a time in the owner's table.
@@ -79,6 +84,7 @@ type FilePlan struct {
 	tuns        []*tunFile
 	connections []*inetSocket // of TCP, in repair mode until the tree is let go
 	Track       Track         // notes the names of sockets, which are there to stay if the restore succeeds; nil: nobody cares
+	userfaults  []*userfault  // which watch nothing before the end
 	tool        int           // pid of the tool as the tasks see it
 }
 
@@ -170,6 +176,9 @@ func (p *FilePlanner) add(owner *Table, id uint32) error {
 	}
 	if err := checkOwner(e); err != nil {
 		return err
+	}
+	if h, ok := o.(Homed); ok {
+		owner = h.Home()
 	}
 	f := &File{ID: id, Entry: e, Owner: owner, Object: o, FD: -1}
 	p.plan.Files[id] = f

@@ -25,6 +25,7 @@ type Area struct {
 	OpenFlags  uint32 // how a mapped file is opened
 	Madvise    uint64 // bit N: madvise(N)
 	HasPages   bool   // the page map has something for it
+	Watched    bool   // by a userfaultfd of the set: what is a hole has to stay one
 }
 
 // Len is the length in bytes.
@@ -69,6 +70,9 @@ func (a *Area) inherits(p *Area) bool {
 		vma.StatusAnonPrivate | vma.StatusSysV | vma.StatusSocket | vma.StatusAIORing | vma.StatusMemfd | vma.StatusShadowStack
 	const flags = ^uint32(unix.MAP_LOCKED | unix.MAP_POPULATE)
 	if a.Status&kind != p.Status&kind || a.Flags&flags != p.Flags&flags || a.Status&(vma.StatusAIORing|vma.StatusSocket) != 0 {
+		return false
+	}
+	if a.Watched && a.Private() {
 		return false
 	}
 	if a.Is(vma.StatusAnonPrivate) {

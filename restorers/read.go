@@ -45,6 +45,9 @@ func Read(src image.Source) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.readUserfaults(); err != nil {
+		return nil, err
+	}
 	for _, t := range s.Tasks {
 		if err := s.checkDescriptors(t); err != nil {
 			return nil, err

@@ -5,6 +5,7 @@ import (
 
 	"cryo/arch"
 	"cryo/internal/image"
+	"cryo/internal/image/userfaultfd"
 
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
@@ -33,6 +34,7 @@ type Set struct {
 	Remaps    map[uint32]*remap_file_path.RemapFilePathEntry // by the id of the file that is remapped
 	Seccomp   []*seccomp.SeccompFilter                       // all filters of the set
 
+	Userfaults map[uint32]*userfaultfd.UserfaultfdEntry // by the id of the file
 }
 
 // Task is one process of the set.

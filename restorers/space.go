@@ -233,7 +233,11 @@ func (s *Space) EmitAdvice(b *remote.Builder) {
 			}
 		}
 		if a.Flags&unix.MAP_LOCKED != 0 {
-			lock := b.Call(unix.SYS_MLOCK, remote.Imm(a.Start), remote.Imm(a.Len()))
+			how := 0
+			if a.Watched { // no page is to be made
+				how = mlockOnFault
+			}
+			lock := b.Call(unix.SYS_MLOCK2, remote.Imm(a.Start), remote.Imm(a.Len()), remote.Imm(how))
 			if a.Prot == unix.PROT_NONE || a.File() {
 				// Locked all the same, the kernel only complains that pages cannot be touched: mlockall(2) locks such areas.
 				lock.Allow(unix.ENOMEM)
@@ -246,5 +250,7 @@ func (s *Space) EmitAdvice(b *remote.Builder) {
 		b.CallNumbers(unix.SYS_MADVISE, g.Start, g.Len(), madvGuardInstall).Must().Discard()
 	}
 }
+
+const mlockOnFault = 1 // MLOCK_ONFAULT, Linux 4.4
 
 const madvGuardInstall = 102 // MADV_GUARD_INSTALL, Linux 6.13

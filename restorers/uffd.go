@@ -28,12 +28,13 @@ type Uffd struct {
 const minCopied = 4 << 20
 
 // CopyRanges lists the fresh memory of a space that is filled faster by a Uffd, nil where that is too little to be worth
-// it. Where the kernel makes huge pages on writing, it may.
-func (s *Space) CopyRanges() []Range {
+// it. Where the kernel makes huge pages on writing, it may, but not of memory that is watched. onlyWatched lists
+// nothing else.
+func (s *Space) CopyRanges(onlyWatched bool) []Range {
 	var list []Range
 	for _, a := range s.Change.Map {
 		plain := a.Is(vma.StatusAnonPrivate) && a.Flags&(unix.MAP_HUGETLB|unix.MAP_GROWSDOWN) == 0
-		if plain && a.HasPages && a.Len() >= minCopied && !a.huge() {
+		if plain && a.HasPages && (a.Watched || !onlyWatched && a.Len() >= minCopied && !a.huge()) {
 			list = append(list, Range{a.Start, a.End})
 		}
 	}

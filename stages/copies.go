@@ -82,7 +82,7 @@ func (d *dumper) copyMemory(s *pipeline.Stage, tasks []*collectors.Task, emit fu
 func worthCopying(tasks []*collectors.Task) (large []*collectors.Task) {
 	var all uint64
 	for _, t := range tasks {
-		if t.Live() && t.Session != nil {
+		if t.Live() && t.Session != nil && !t.Memory.Watched() { // who watches may want to hear of a fork first
 			all += t.Status.RssAnon
 			if t.Status.RssAnon >= minCopiedTask {
 				large = append(large, t)

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -99,7 +101,7 @@ func (f *freezer) await(ctx context.Context, t *collectors.Task, tid int) (ptrac
 			return status, context.Cause(ctx)
 		}
 		if time.Now().After(f.deadline) {
-			return status, fmt.Errorf("thread %d does not stop (it may be in uninterruptible sleep): try again later, or give more time with --timeout", tid)
+			return status, fmt.Errorf("thread %d does not stop (%s): try again later, or give more time with --timeout", tid, whyNot(tid))
 		}
 		if polls < quickPolls { // most stop within microseconds, and a sleep is longer than it says
 			continue
@@ -182,4 +184,13 @@ func (f *freezer) drop(t *collectors.Task) error {
 	}
 	t.Close()
 	return nil
+}
+
+// whyNot says what may keep a thread from stopping.
+func whyNot(tid int) string {
+	at, err := os.ReadFile(fmt.Sprintf("/proc/%d/wchan", tid))
+	if err == nil && strings.Contains(string(at), "userfault") {
+		return "it waits for an event to be read from a userfaultfd"
+	}
+	return "it may be in uninterruptible sleep"
 }

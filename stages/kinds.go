@@ -2,6 +2,7 @@ package stages
 
 import (
 	"cryo/collectors"
+	"cryo/internal/image"
 	"cryo/restorers"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
@@ -26,6 +27,7 @@ var kinds = []Kind{
 	{fdinfo.FdTypes_INOTIFY, collectors.Inotify{}, restorers.Inotify{}},
 	{fdinfo.FdTypes_FANOTIFY, collectors.Fanotify{}, restorers.Fanotify{}},
 	{fdinfo.FdTypes_BPFMAP, collectors.BPFMap{}, restorers.BPFMap{}},
+	{image.TypeUserfaultfd, collectors.Userfaultfd{}, restorers.Userfaultfd{}},
 	{fdinfo.FdTypes_PIDFD, collectors.Pidfd{}, restorers.Pidfd{}},
 	{fdinfo.FdTypes_NS, collectors.NsFile{}, restorers.NsFile{}},
 	{fdinfo.FdTypes_MEMFD, collectors.Memfd{}, restorers.Memfd{}},

@@ -88,17 +88,20 @@ func (d *dumper) refuse(s *pipeline.Stage, all []told) ([]*collectors.Task, erro
 	if err := d.env.Files.Finish(); err != nil {
 		return nil, err
 	}
-	for _, o := range d.env.Obstacles.All() {
-		s.Logger().Error(o.Error())
-	}
-	if d.o.DryRun {
-		return nil, errDryRun
-	}
 	var tasks []*collectors.Task
 	for _, p := range all {
 		if p.last {
 			tasks = append(tasks, p.task)
 		}
+	}
+	if err := d.env.Files.ResolveUserfaults(tasks, d.tracer.Do); err != nil {
+		return nil, err
+	}
+	for _, o := range d.env.Obstacles.All() {
+		s.Logger().Error(o.Error())
+	}
+	if d.o.DryRun {
+		return nil, errDryRun
 	}
 	return tasks, d.env.Obstacles.Err()
 }

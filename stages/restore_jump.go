@@ -48,7 +48,7 @@ func (r *restorer) jump(s *pipeline.Stage, f *family) (*family, error) {
 				}
 			}
 		}
-		return nil
+		return f.files.WatchMemory()
 	})
 }
 

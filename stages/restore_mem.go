@@ -20,6 +20,7 @@ func (r *restorer) restoreMem(s *pipeline.Stage, f *family) (*family, error) {
 		if err := restorers.EmitAIO(b, m.MM.GetAios(), m.PID()); err != nil {
 			return err
 		}
+		f.files.EmitUnmapped(b, m.Node)
 		f.spaces[m.Node].EmitAdvice(b)
 		exe, err := f.paths.EmitOpen(b, m.MM.GetExeFileId(), unix.O_RDONLY)
 		if err != nil {

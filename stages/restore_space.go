@@ -57,11 +57,8 @@ func (r *restorer) buildMemory(s *pipeline.Stage, f *family, level []*member) er
 // is filled by writing.
 func (r *restorer) openUffds(f *family, live []*member) (map[*member]*restorers.Uffd, error) {
 	uffds := map[*member]*restorers.Uffd{}
-	if r.o.LazyPages {
-		return uffds, nil // what is filled faster comes late
-	}
 	for _, m := range live {
-		ranges := f.spaces[m.Node].CopyRanges()
+		ranges := f.spaces[m.Node].CopyRanges(r.o.LazyPages) // of a lazy restore, what is filled faster comes late
 		if len(ranges) == 0 {
 			continue
 		}

@@ -283,6 +283,10 @@ func scalar(f *field, v any) (protoreflect.Value, error) {
 		return protoreflect.ValueOfBool(n != 0), err
 	case protoreflect.StringKind, protoreflect.BytesKind, protoreflect.EnumKind:
 		s, ok := v.(string)
+		if !ok && f.Kind() == protoreflect.EnumKind { // one without a name
+			n, err := integer(v, f)
+			return protoreflect.ValueOfEnum(protoreflect.EnumNumber(n)), err
+		}
 		if !ok {
 			return none, errors.New("is to be a string")
 		}

@@ -152,6 +152,8 @@ func (x *explore) file(typ fdinfo.FdTypes, id uint32) (string, error) {
 			return fmt.Sprintf("unix[%d (%d)%s]", u.GetIno(), u.GetPeer(), name), nil
 		}
 		return "unix[?]", nil
+	case image.TypeUserfaultfd:
+		return fmt.Sprintf("USERFAULTFD.%d", id), nil
 	}
 	return fmt.Sprintf("%v.%d", typ, id), nil
 }

@@ -76,7 +76,7 @@ func clean(t testing.TB, tr *Tracker, pm *pagemap.Map, s Span, ofFile bool) []in
 
 func arm(t testing.TB, tr *Tracker, pm *pagemap.Map, s Span) {
 	t.Helper()
-	if err := tr.Arm(pm, []Span{s}, nil); err != nil {
+	if _, err := tr.Arm(pm, []Span{s}, nil); err != nil {
 		t.Fatal(err)
 	}
 }

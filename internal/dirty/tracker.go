@@ -119,16 +119,17 @@ func (t *Tracker) Owns(s Span) bool {
 
 // Arm begins a new period for the task's mappings, while it stands still: nothing is written from now on. spans are its
 // mappings with pages of its own, in ascending order; stale are those of them with pages that are Stale. The error is
-// ErrGone if the tracker is of an address space that the task has left.
-func (t *Tracker) Arm(pm *pagemap.Map, spans, stale []Span) error {
+// ErrGone if the tracker is of an address space that the task has left. Those of spans that another userfaultfd watches are
+// returned, where this way comes to know them.
+func (t *Tracker) Arm(pm *pagemap.Map, spans, stale []Span) (busy []Span, err error) {
 	if !t.soft {
 		return t.uffd.protect(pm, spans, stale)
 	}
 	name := fmt.Sprintf("/proc/%d/clear_refs", t.pid)
 	f, err := os.OpenFile(name, os.O_WRONLY, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	_, err = f.WriteString("4")
-	return errors.Join(err, f.Close())
+	return nil, errors.Join(err, f.Close())
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"unsafe"
 
 	"cryo/internal/pagemap"
@@ -84,28 +85,32 @@ func (s Span) own() pagemap.Query {
 
 // protect begins a new period for spans, which ascend: what is the task's own in them is not written from now on. stale
 // are parts of them that are not registered yet and have protected pages nevertheless: kernels before 6.14 leave the bits
-// when mremap moves a mapping. Mappings that cannot be registered are left out; they will not be Allowed.
-func (u uffd) protect(pm *pagemap.Map, spans, stale []Span) error {
-	taken, err := u.registerAll(spans)
+// when mremap moves a mapping. Mappings that cannot be registered are left out; they will not be Allowed. Those of another
+// userfaultfd are returned.
+func (u uffd) protect(pm *pagemap.Map, spans, stale []Span) (busy []Span, err error) {
+	taken, busy, err := u.registerAll(spans)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, s := range stale {
+		if slices.Contains(busy, s) {
+			continue // the marks are that one's
+		}
 		if err := u.clear(s.Start, s.End); err != nil && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("take write protection off %x-%x: %w", s.Start, s.End, err)
+			return nil, fmt.Errorf("take write protection off %x-%x: %w", s.Start, s.End, err)
 		}
 	}
 	for _, s := range taken {
 		if err := pm.Protect(s.Start, s.End, s.own()); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	return busy, nil
 }
 
 // registerAll registers spans, one call for those that follow each other directly, and returns ranges that hold those
-// that were taken and no mapping that may belong to somebody else's userfaultfd.
-func (u uffd) registerAll(spans []Span) (taken []Span, err error) {
+// that were taken and no mapping that may belong to somebody else's userfaultfd; busy are those that do.
+func (u uffd) registerAll(spans []Span) (taken, busy []Span, err error) {
 	add := func(s Span) {
 		if n := len(taken); n > 0 && taken[n-1].End == s.Start && taken[n-1].File == s.File {
 			taken[n-1].End = s.End
@@ -123,17 +128,22 @@ func (u uffd) registerAll(spans []Span) (taken []Span, err error) {
 		case err == nil:
 			add(run)
 		case errors.Is(err, unix.ESRCH):
-			return nil, ErrGone
+			return nil, nil, ErrGone
 		default:
 			for _, s := range spans[:n] {
-				if n > 1 && u.register(s.Start, s.End) == nil {
+				if n > 1 {
+					err = u.register(s.Start, s.End)
+				}
+				if err == nil {
 					add(s)
+				} else if errors.Is(err, unix.EBUSY) {
+					busy = append(busy, s)
 				}
 			}
 		}
 		spans = spans[n:]
 	}
-	return taken, nil
+	return taken, busy, nil
 }
 
 // ErrGone says that the address space of a userfaultfd is no more: its task has called exec, or ended.

@@ -14,15 +14,17 @@ import (
 func TestRefused(t *testing.T) {
 	RequireRoot(t)
 	for kind, want := range map[string]string{
-		"urgent":   "with urgent data that have not been read",
-		"mptcp":    "a connection of MPTCP",
-		"corked":   "a corked UDP socket",
-		"queued":   "messages that have not been read, which only the kernel can send",
-		"ring":     "a part of the rings of a packet socket",
-		"unlinked": "has no name any more (mq_unlink)",
-		"notified": "(mq_notify)",
-		"veth":     "network device veth0 (veth)",
-		"nested":   "is in another network namespace than the root of the tree",
+		"urgent":    "with urgent data that have not been read",
+		"mptcp":     "a connection of MPTCP",
+		"corked":    "a corked UDP socket",
+		"queued":    "messages that have not been read, which only the kernel can send",
+		"ring":      "a part of the rings of a packet socket",
+		"unlinked":  "has no name any more (mq_unlink)",
+		"notified":  "(mq_notify)",
+		"veth":      "network device veth0 (veth)",
+		"handshake": "a userfaultfd that has not been told what it is for",
+		"ondemand":  "memory that a process outside of the tree provides on demand",
+		"nested":    "is in another network namespace than the root of the tree",
 	} {
 		t.Run(kind, func(t *testing.T) {
 			if kind == "mptcp" {

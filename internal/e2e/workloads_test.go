@@ -65,6 +65,8 @@ var workloads = []workload{
 	{name: "manymaps"},
 	{name: "mapkinds"},
 	{name: "pidfds"},
+	{name: "userfaults", peerFails: "criu dumps no userfaultfds"},
+	{name: "userfaults", args: []string{"24"}, peerFails: "criu dumps no userfaultfds"},
 	{name: "bpfmaps", peerFails: "criu makes two maps of one that is open twice"},
 	{name: "watches", peerFails: "criu's restore leaves events of its own and makes IN_ONESHOT watches lasting ones"},
 	{name: "locks", options: []string{"--file-locks"}, peerFails: "criu signals once more that a lease is breaking"},

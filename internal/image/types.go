@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 
+	"cryo/internal/image/userfaultfd"
+
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/apparmor"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/autofs"
 	binfmt_misc "github.com/checkpoint-restore/go-criu/v8/crit/images/binfmt-misc"
@@ -171,6 +173,7 @@ var (
 	FanotifyFile  = kind[*fsnotify.FanotifyFileEntry]("FANOTIFY_FILE", "fanotify")
 	FanotifyMark  = kind[*fsnotify.FanotifyMarkEntry]("FANOTIFY_MARK", "fanotify-mark")
 	Pidfd         = kind[*pidfd.PidfdEntry]("PIDFD", "pidfd", numbered(0x54435556))
+	Userfaultfd   = kind[*userfaultfd.UserfaultfdEntry]("USERFAULTFD", "userfaultfd", large, numbered(0x44464655)) // ours alone
 	RemapFpath    = kind[*remap_file_path.RemapFilePathEntry]("REMAP_FPATH", "remap-fpath")
 	GhostFile     = kind[*ghost_file.GhostChunkEntry]("GHOST_FILE", "ghost-file-%x", head[*ghost_file.GhostFileEntry], ghostPayload)
 	FileLocks     = kind[*file_lock.FileLockEntry]("FILE_LOCKS", "filelocks")
@@ -212,6 +215,10 @@ var (
 	StatsRestore = kind[*stats.StatsEntry]("STATS", "stats-restore", service)
 	IrmapCache   = kind[*fh.IrmapCacheEntry]("IRMAP_CACHE", "irmap-cache", service)
 )
+
+// TypeUserfaultfd is the type of a file of files.img whose description is in userfaultfd.img. criu knows no such type and
+// refuses the set.
+const TypeUserfaultfd fdinfo.FdTypes = 1001
 
 // RawPatterns are the names of image files that hold no entries and no magic number: memory pages, archives of
 // tmpfs contents, netlink and netfilter dumps.

@@ -1,11 +1,5 @@
 package pagemap
 
-import (
-	"encoding/binary"
-	"fmt"
-	"io"
-)
-
 // Bits of an entry of /proc/PID/pagemap.
 const (
 	bitSoftDirty = 1 << 55
@@ -18,30 +12,12 @@ const (
 
 // scanFile reads the entries themselves and does what PAGEMAP_SCAN would have done.
 func (m *Map) scanFile(start, end uint64, q Query, yield func(Region) error) error {
-	if m.buf == nil {
-		m.buf = make([]byte, 8*maxPages)
-	}
-	for start < end {
-		want := m.buf[:8*min(maxPages, (end-start+PageSize-1)/PageSize)]
-		n, err := m.f.ReadAt(want, int64(start/PageSize*8))
-		if err != nil && (err != io.EOF || n%8 != 0) {
-			return fmt.Errorf("%s at %x: %w", m.f.Name(), start, err)
+	return m.Entries(start, end, func(addr uint64, e Entry) error {
+		if c := categories(uint64(e)); q.selects(c) {
+			return yield(Region{addr, addr + PageSize, c & q.Return})
 		}
-		if n == 0 { // past the highest address a task can have
-			return nil
-		}
-		for ; n > 0; n -= 8 {
-			c := categories(binary.NativeEndian.Uint64(want))
-			if q.selects(c) {
-				if err := yield(Region{start, start + PageSize, c & q.Return}); err != nil {
-					return err
-				}
-			}
-			want = want[8:]
-			start += PageSize
-		}
-	}
-	return nil
+		return nil
+	})
 }
 
 func (q Query) selects(c Category) bool {

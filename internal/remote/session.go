@@ -84,6 +84,11 @@ func (s *Session) CrashSafe() bool { return s.leader.crashSafe() }
 // Area is the memory the engine has in the task: not part of the task.
 func (s *Session) Area() Area { return s.area }
 
+// Spare is a page of the engine's memory that short programs do not use.
+func (s *Session) Spare() uint64 {
+	return (s.leader.base+uint64(s.leader.size))&^(arch.BlobPage-1) - arch.BlobPage
+}
+
 // Leader is the slot of the thread the engine was injected by.
 func (s *Session) Leader() *Slot { return s.leader }
 

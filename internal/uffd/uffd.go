@@ -25,6 +25,8 @@ const (
 	EventRemap  uint64 = 1 << 2
 	EventRemove uint64 = 1 << 3
 	EventUnmap  uint64 = 1 << 6 // Linux 4.12
+	// SigBus has whoever faults get SIGBUS, nobody waits (Linux 4.14).
+	SigBus uint64 = 1 << 7
 	// WPUnpopulated protects pages that are not there yet too (Linux 6.4).
 	WPUnpopulated uint64 = 1 << 13
 	// WPAsync has the kernel take the protection away by itself, so that it is a mark and no fault (Linux 6.7).
@@ -38,6 +40,7 @@ const (
 const (
 	Missing      uint64 = 1 << 0 // faults on pages that are not there
 	WriteProtect uint64 = 1 << 1 // Linux 5.7
+	Minor        uint64 = 1 << 2 // faults on pages of shared memory that are not mapped; Linux 5.13
 )
 
 const (
@@ -48,6 +51,7 @@ const (
 	ioctlCopy         = 0xc028aa03
 	ioctlZeropage     = 0xc020aa04
 	ioctlWriteProtect = 0xc018aa06
+	ioctlContinue     = 0xc020aa07
 
 	apiVersion = 0xaa
 	dontWake   = 1
@@ -133,6 +137,22 @@ func (f FD) Zeropage(start, length uint64) (int, error) {
 	}{start: start, len: length}
 	err := f.ioctl("UFFDIO_ZEROPAGE", ioctlZeropage, unsafe.Pointer(&arg))
 	return int(max(arg.done, 0)), err
+}
+
+// Continue maps pages of shared memory that are there, in a range registered with Minor.
+func (f FD) Continue(start, length uint64) error {
+	for length > 0 {
+		arg := struct {
+			start, len, mode uint64
+			done             int64
+		}{start: start, len: length, mode: dontWake}
+		err := f.ioctl("UFFDIO_CONTINUE", ioctlContinue, unsafe.Pointer(&arg))
+		if err != nil && (!errors.Is(err, unix.EAGAIN) || arg.done <= 0) {
+			return err
+		}
+		start, length = start+uint64(arg.done), length-uint64(arg.done)
+	}
+	return nil
 }
 
 // Protect write-protects a range registered with WriteProtect, or takes that back.

@@ -78,11 +78,32 @@ func ReadFlags(pid int) (*TaskFlags, error) {
 	}
 	defer f.Close()
 	t := &TaskFlags{pid: pid}
-	err = scanFlags(f, func(start uint64, fl Flags) { t.list = append(t.list, startFlags{start, fl}) })
+	err = scanFlags(f, func(start uint64, fl Flags) bool {
+		t.list = append(t.list, startFlags{start, fl})
+		return true
+	})
 	if err != nil {
 		return nil, fmt.Errorf("flags of the mappings of task %d: %w", pid, err)
 	}
 	return t, nil
+}
+
+// FlagsAt reads the flags of the mapping of task pid that begins at start; 0 if none does.
+func FlagsAt(pid int, start uint64) (flags Flags, err error) {
+	f, err := procfs.OpenFile(pid, "smaps")
+	if err == nil {
+		defer f.Close()
+		err = scanFlags(f, func(at uint64, fl Flags) bool {
+			if at == start {
+				flags = fl
+			}
+			return at < start
+		})
+	}
+	if err != nil {
+		return 0, fmt.Errorf("flags of the mappings of task %d: %w", pid, err)
+	}
+	return flags, nil
 }
 
 // Of returns the flags of the given mappings, one for each, in their order. They are those of List and the task has
@@ -113,7 +134,7 @@ var smapsBuffers = sync.Pool{New: func() any { return new([smapsBuffer]byte) }}
 // scanFlags finds the VmFlags lines of smaps. They end the record of a mapping, so the next line begins
 // the next one; the 20 lines between are jumped over, as parsing them would cost as much as the kernel
 // takes to print them.
-func scanFlags(r io.Reader, found func(start uint64, fl Flags)) error {
+func scanFlags(r io.Reader, found func(start uint64, fl Flags) (more bool)) error {
 	room := smapsBuffers.Get().(*[smapsBuffer]byte)
 	defer smapsBuffers.Put(room)
 	buf := room[:0]
@@ -130,7 +151,9 @@ func scanFlags(r io.Reader, found func(start uint64, fl Flags)) error {
 			if perr != nil {
 				return perr
 			}
-			found(start, parseFlags(line))
+			if !found(start, parseFlags(line)) {
+				return nil
+			}
 			rest = after
 		}
 		if len(rest) == cap(buf) {

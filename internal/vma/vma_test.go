@@ -97,7 +97,7 @@ func TestScanFlags(t *testing.T) {
 		"7ffc00000000-7ffc00001000 rw-p 00000000 00:00 0 [x]\nSize: 4 kB\nVmFlags: rd dc dd lo \n"
 	for name, r := range map[string]*strings.Reader{"whole": strings.NewReader(smaps), "bytewise": strings.NewReader(smaps)} {
 		got := map[uint64]Flags{}
-		found := func(start uint64, fl Flags) { got[start] = fl }
+		found := func(start uint64, fl Flags) bool { got[start] = fl; return true }
 		err := scanFlags(r, found)
 		if name == "bytewise" {
 			r.Reset(smaps)

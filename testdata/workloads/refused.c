@@ -4,12 +4,14 @@
 #include <linux/if_packet.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
+#include <linux/userfaultfd.h>
 #include <mqueue.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/udp.h>
 #include <poll.h>
 #include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 static char buf[4096];
@@ -159,13 +161,47 @@ static void notified(void)
 	CHECK(sent == 0 && sigwaitinfo(&set, NULL) == SIGUSR1, "signal");
 }
 
+static void handshake(void)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	int fd = syscall(SYS_userfaultfd, O_NONBLOCK);
+
+	CHECK(fd >= 0, "userfaultfd");
+	workload_ready();
+	CHECK(ioctl(fd, UFFDIO_API, &api) == 0, "UFFDIO_API");
+}
+
+/* Memory that a process provides which has left the tree; it ends with this one. */
+static void ondemand(void)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	char *p = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct uffdio_register reg = { .range = { (uint64_t)p, 4096 }, .mode = UFFDIO_REGISTER_MODE_MISSING };
+	int fd = syscall(SYS_userfaultfd, O_CLOEXEC), alive[2];
+
+	CHECK(fd >= 0 && !ioctl(fd, UFFDIO_API, &api) && !ioctl(fd, UFFDIO_REGISTER, &reg), "userfaultfd");
+	CHECK(pipe(alive) == 0, "pipe");
+	pid_t child = fork();
+	if (!child) {
+		if (fork())
+			_exit(0);
+		close(alive[1]);
+		close(workload_dir);
+		_exit(read(alive[0], buf, 1) != 0);
+	}
+	CHECK(waitpid(child, NULL, 0) == child, "child");
+	close(fd);
+	close(alive[0]);
+	workload_ready();
+}
+
 static struct {
 	const char *name;
 	void (*hold)(void);
 } kinds[] = {
 	{ "urgent", urgent }, { "mptcp", mptcp }, { "corked", corked },	    { "queued", queued },
 	{ "ring", ring },     { "unlinked", unlinked }, { "notified", notified },
-	{ "veth", veth },     { "nested", nested },
+	{ "veth", veth },     { "nested", nested },	{ "handshake", handshake }, { "ondemand", ondemand },
 };
 
 int main(int argc, char **argv)
