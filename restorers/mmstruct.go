@@ -22,11 +22,33 @@ func CheckMM(pid int, m *mm.MmEntry) error {
 
 // EmitMM sets the addresses the kernel keeps for a process and its exe link. The task has mapped no file of the tool any
 // more and forks no other before the link is set. exe is the open executable.
-func EmitMM(b *remote.Builder, m *mm.MmEntry, exe remote.Arg) {
+//
+// Where memory comes late the arguments and the environment are left to EmitStrings: whoever reads them from outside, as ps
+// does, has the kernel make pages of zeros where there are none yet.
+func EmitMM(b *remote.Builder, m *mm.MmEntry, exe remote.Arg, late bool) {
+	where := stringsOf(m)
+	if late {
+		none := m.GetMmStartStack() // the kernel wants addresses that might be
+		where = [4]uint64{none, none, none, none}
+	}
+	emitMM(b, m, where, exe)
+}
+
+// EmitStrings says where the arguments and the environment are, after EmitMM and once faults in late memory are served.
+func EmitStrings(b *remote.Builder, m *mm.MmEntry) {
+	emitMM(b, m, stringsOf(m), remote.Imm(^uint32(0)))
+}
+
+// stringsOf is where the arguments and the environment begin and end.
+func stringsOf(m *mm.MmEntry) [4]uint64 {
+	return [4]uint64{m.GetMmArgStart(), m.GetMmArgEnd(), m.GetMmEnvStart(), m.GetMmEnvEnd()}
+}
+
+func emitMM(b *remote.Builder, m *mm.MmEntry, where [4]uint64, exe remote.Arg) {
 	auxv := quads(m.GetMmSavedAuxv()...)
 	code := m.GetMmStartCode()
-	p := quads(code, max(m.GetMmEndCode(), code+1), m.GetMmStartData(), m.GetMmEndData(), m.GetMmStartBrk(), m.GetMmBrk(),
-		m.GetMmStartStack(), m.GetMmArgStart(), m.GetMmArgEnd(), m.GetMmEnvStart(), m.GetMmEnvEnd(), 0)
+	p := quads(code, max(m.GetMmEndCode(), code+1), m.GetMmStartData(), m.GetMmEndData(), m.GetMmStartBrk(), m.GetMmBrk(), m.GetMmStartStack())
+	p = append(p, quads(append(where[:], 0)...)...)
 	p = binary.NativeEndian.AppendUint32(p, uint32(len(auxv)))
 	p = binary.NativeEndian.AppendUint32(p, 0)
 	r := b.InOut(p)

@@ -79,6 +79,7 @@ func (r *restorer) handOverTask(m *member, late []restorers.Range) error {
 	}
 	b = remote.NewBuilder("hand userfaultfd over")
 	b.Call(unix.SYS_CLOSE, remote.Imm(int(n))).Must().Discard()
+	restorers.EmitStrings(b, m.MM)
 	_, err = m.session.Run(b.Program())
 	return err
 }

@@ -26,7 +26,7 @@ func (r *restorer) restoreMem(s *pipeline.Stage, f *family) (*family, error) {
 		if err != nil {
 			return err
 		}
-		restorers.EmitMM(b, m.MM, exe)
+		restorers.EmitMM(b, m.MM, exe, r.o.LazyPages)
 		b.Call(unix.SYS_CLOSE, exe).Must().Discard()
 		if id := m.IDs.GetFsId(); !fsDone[id] {
 			fsDone[id] = true

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"cryo/internal/procfs"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // TestLazy restores every workload without its memory, which comes while it runs and checks itself: served by the restore's
@@ -60,6 +62,46 @@ func TestLazyUnderFire(t *testing.T) {
 		target.Restore(tools.Criu, images, "--lazy-pages")
 		target.Go()
 	}
+}
+
+// TestLazyReadFromOutside has somebody read the arguments and the environment of a task all the time, as ps does once, while
+// it gets memory that comes late: pages that are not there yet must not come to be pages of zeros.
+func TestLazyReadFromOutside(t *testing.T) {
+	RequireRoot(t)
+	target, images := tools.StartWorkload(t, "memory"), t.TempDir()
+	files := []string{fmt.Sprintf("/proc/%d/cmdline", target.Pid), fmt.Sprintf("/proc/%d/environ", target.Pid)}
+	read := func() (all string) {
+		for _, file := range files {
+			b, _ := os.ReadFile(file)
+			all += string(b)
+		}
+		return all
+	}
+	want := read()
+	target.Dump(tools.Criu, images)
+	for range 5 {
+		stop, stopped := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(stopped)
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					read()
+				}
+			}
+		}()
+		target.Restore(tools.Criu, images, "--lazy-pages")
+		close(stop)
+		<-stopped
+		if diff := cmp.Diff(want, read()); diff != "" {
+			t.Fatal(diff)
+		}
+		target.Kill()
+	}
+	target.Restore(tools.Criu, images, "--lazy-pages")
+	target.Go()
 }
 
 // TestWorkingSet records what a task wants first, and restores it again with that.
