@@ -53,7 +53,7 @@ func BenchmarkStream(b *testing.B) {
 	const pages = 1 << 14
 	data := bytes.Repeat([]byte("0123456789abcdef"), pages*image.PageSize/16)
 	send := func(w io.Writer) {
-		s := sinks.NewStream(w, sinks.StreamOptions{})
+		s := sinks.NewStream(sinks.StreamOptions{}, w)
 		p, err := s.Pagemap(image.TaskPages, 1)
 		if err != nil {
 			b.Fatal(err)
@@ -82,7 +82,7 @@ func BenchmarkStream(b *testing.B) {
 	b.Run("receive", func(b *testing.B) {
 		b.SetBytes(int64(len(data)))
 		for b.Loop() {
-			src, err := sinks.ReadStream(bytes.NewReader(whole.Bytes()), nil)
+			src, err := sinks.ReadStream(nil, bytes.NewReader(whole.Bytes()))
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -13,8 +13,11 @@ import (
 // written last, when the commit has come. It reads no byte behind that, so that what follows can be extracted elsewhere. A set that
 // builds on another one has to find it by the Parent of the directory's options. If it fails nothing is left; io.EOF says
 // that there was no set.
-func Extract(r io.Reader, to *Dir) error {
-	frames := pipeFrames{r}
+func Extract(to *Dir, from ...io.Reader) error {
+	frames := frameReader(pipeFrames{from[0]})
+	if len(from) > 1 {
+		frames = newShardReader(from)
+	}
 	if err := frames.begin(); err != nil {
 		if err != io.EOF {
 			err = fmt.Errorf("image stream: %w", err)

@@ -94,6 +94,7 @@ func cutStream(err error) error {
 type frameWriter interface {
 	put(frame) error // the payload is the caller's again afterwards
 	flush() error
+	close() // gives up what it has beside the writers
 }
 
 // frameReader is where the frames of sets come from.
@@ -101,6 +102,8 @@ type frameReader interface {
 	// begin looks for the start of a set; io.EOF where there is no more.
 	begin() error
 	next(buf []byte) (frame, error)
+	// end checks what is there behind a commit.
+	end() error
 }
 
 // onePipe writes frames to one writer.
@@ -124,6 +127,8 @@ func (p *onePipe) put(f frame) error {
 
 func (p *onePipe) flush() error { return p.w.Flush() }
 
+func (p *onePipe) close() {}
+
 // pipeFrames reads frames from one reader, and no byte more.
 type pipeFrames struct{ r io.Reader }
 
@@ -141,3 +146,5 @@ func (p pipeFrames) begin() error {
 }
 
 func (p pipeFrames) next(buf []byte) (frame, error) { return readFrame(p.r, buf) }
+
+func (p pipeFrames) end() error { return nil }

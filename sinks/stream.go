@@ -34,9 +34,12 @@ type Stream struct {
 	pagesID uint32
 }
 
-// NewStream starts a stream on w.
-func NewStream(w io.Writer, opt StreamOptions) *Stream {
-	p := newOnePipe(w)
+// NewStream starts a stream on a writer, or spread over several.
+func NewStream(opt StreamOptions, to ...io.Writer) *Stream {
+	if len(to) > 1 {
+		return &Stream{opt: opt, w: newShardWriter(to), pagesID: 1}
+	}
+	p := newOnePipe(to[0])
 	return &Stream{opt: opt, w: p, pagesID: 1, err: p.start()}
 }
 
@@ -188,6 +191,12 @@ func (s *Stream) Abort() error {
 
 // Close leaves the writer to the caller.
 func (s *Stream) Close() error {
+	s.mu.Lock()
+	if s.err == nil {
+		s.err = errors.New("the stream is closed")
+	}
+	s.w.close()
+	s.mu.Unlock()
 	var err error
 	if s.opt.Index != nil {
 		err = s.opt.Index.Close()

@@ -58,7 +58,7 @@ func checkSource(t *testing.T, src image.Source) {
 func goldenStream(t testing.TB) []byte {
 	t.Helper()
 	var out bytes.Buffer
-	to := sinks.NewStream(&out, sinks.StreamOptions{})
+	to := sinks.NewStream(sinks.StreamOptions{}, &out)
 	src := openSet(t, golden)
 	copyMetadata(t, golden, to, isPages)
 	copyPages(t, src, to)
@@ -69,7 +69,7 @@ func goldenStream(t testing.TB) []byte {
 }
 
 func TestStream(t *testing.T) {
-	src, err := sinks.ReadStream(bytes.NewReader(goldenStream(t)), nil)
+	src, err := sinks.ReadStream(nil, bytes.NewReader(goldenStream(t)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +91,7 @@ func TestStream(t *testing.T) {
 func TestStreamDamaged(t *testing.T) {
 	whole := goldenStream(t)
 	try := func(b []byte, what string, at int) {
-		if src, err := sinks.ReadStream(bytes.NewReader(b), nil); err == nil {
+		if src, err := sinks.ReadStream(nil, bytes.NewReader(b)); err == nil {
 			src.Close()
 			t.Errorf("%s at %d of %d was not noticed", what, at, len(whole))
 		}
@@ -104,7 +104,7 @@ func TestStreamDamaged(t *testing.T) {
 	}
 	try(whole[:len(whole)-1], "cut", len(whole)-1)
 	try(append(bytes.Clone(whole), 0), "a byte more", len(whole))
-	_, err := sinks.ReadStream(bytes.NewReader(whole[:len(whole)/2]), nil)
+	_, err := sinks.ReadStream(nil, bytes.NewReader(whole[:len(whole)/2]))
 	if err == nil || !strings.Contains(err.Error(), "breaks off") {
 		t.Errorf("half a stream: %v", err)
 	}
@@ -115,7 +115,7 @@ func FuzzReadStream(f *testing.F) {
 	f.Add(whole[:2000])
 	f.Add(append(bytes.Clone(whole[:200]), whole[len(whole)-300:]...))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if src, err := sinks.ReadStream(bytes.NewReader(b), nil); err == nil {
+		if src, err := sinks.ReadStream(nil, bytes.NewReader(b)); err == nil {
 			src.Close()
 		}
 	})

@@ -24,9 +24,13 @@ const readAhead = 16 << 10
 
 // ReadStream reads a whole stream from r, to its end, into memory: a set, or several of which each builds on the one before.
 // The last is what is returned. The first may build on the set before, which is closed with it; nil for none. Nothing is
-// used before all is there: a stream that breaks off, or was damaged, is an error.
-func ReadStream(r io.Reader, before image.Source) (*StreamSource, error) {
-	return readSets(pipeFrames{bufio.NewReaderSize(r, readAhead)}, before)
+// used before all is there: a stream that breaks off, or was damaged, is an error. One that was spread over several pipes
+// needs all of them.
+func ReadStream(before image.Source, from ...io.Reader) (*StreamSource, error) {
+	if len(from) > 1 {
+		return readSets(newShardReader(from), before)
+	}
+	return readSets(pipeFrames{bufio.NewReaderSize(from[0], readAhead)}, before)
 }
 
 func readSets(frames frameReader, before image.Source) (set *StreamSource, err error) {
@@ -121,7 +125,7 @@ func readSet(from frameReader, to fileTaker) (err error) {
 			return fmt.Errorf("frame %d: %w", in.frames, err)
 		}
 	}
-	return nil
+	return from.end()
 }
 
 // handle takes one frame; done after the commit.

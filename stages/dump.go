@@ -35,6 +35,7 @@ type opener func(*options.Options, *os.File) (sinks.Sink, error)
 
 // runDumper runs the graph that declare makes of a dumper, with a guardian, and when it has succeeded what follows.
 func runDumper(ctx context.Context, o *options.Options, open opener, declare func(*dumper) *pipeline.Graph) (*stats.Dump, error) {
+	hideShards(o)
 	guard := launchGuardian()
 	own := *o // the client may add to it
 	d, err := newDumper(&own, open)

@@ -3,6 +3,7 @@ package stages
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"time"
@@ -25,19 +26,24 @@ func Extract(ctx context.Context, o *options.Options) error {
 		return err
 	case images == nil:
 		return errors.New("extract: name the directory the set goes to with -D")
-	case isTerminal(os.Stdin):
+	}
+	pipes, err := openPipes(o, os.Stdin, "pipe a dump with -D - into this")
+	if err != nil {
 		images.Close()
-		return errors.New("standard input is a terminal: pipe a dump with -D - into this")
+		return err
 	}
 	dir, err := sinks.NewDirFile(images, sinks.DirOptions{Sync: o.Sync, Parent: o.PrevImagesDir})
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	widen(os.Stdin)
-	err = sinks.Extract(waitingReader{ctx, os.Stdin}, dir)
+	var from []io.Reader
+	for _, f := range pipes {
+		from = append(from, waitingReader{ctx, f})
+	}
+	err = sinks.Extract(dir, from...)
 	if err == io.EOF {
-		return errors.New("extract: nothing came on standard input")
+		return fmt.Errorf("extract: nothing came on %s", pipes[0].Name())
 	}
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -85,6 +86,8 @@ func openPlainSink(o *options.Options, dir *os.File) (sinks.Sink, error) {
 		return nil, errors.New("--checksum: a set has checksums where all of it is put into one directory; a stream has its own")
 	case dir == nil:
 		return pipeOut(o)
+	case len(o.ShardFDs) > 0:
+		return nil, errShards
 	case o.Index != "":
 		return nil, errors.New("--index: it is for a set that is piped (-D -); one in a directory has all itself")
 	case o.Stream && o.PageServer:
@@ -145,10 +148,13 @@ func openVerified(o *options.Options, dir *os.File) (image.Source, error) {
 func openRaw(o *options.Options, dir *os.File) (image.Source, error) {
 	switch {
 	case dir == nil:
-		if isTerminal(os.Stdin) {
-			return nil, errors.New("standard input is a terminal: pipe a dump with -D - into this restore")
+		pipes, err := openPipes(o, os.Stdin, "pipe a dump with -D - into this restore")
+		if err != nil {
+			return nil, err
 		}
-		return pipeIn(o, os.Stdin)
+		return pipeIn(o, pipes)
+	case len(o.ShardFDs) > 0:
+		return nil, errShards
 	case o.Stream:
 		return sinks.OpenStreamer(dirPath(dir))
 	}
@@ -158,6 +164,8 @@ func openRaw(o *options.Options, dir *os.File) (image.Source, error) {
 	}
 	return image.NewDir(own), nil
 }
+
+var errShards = errors.New("--shard-fds: they are for a set that is piped: -D -")
 
 // unseal makes a readable set of one that may be encrypted.
 func unseal(o *options.Options, src image.Source) (image.Source, error) {
@@ -200,8 +208,10 @@ func pipeOut(o *options.Options) (sinks.Sink, error) {
 		return nil, errors.New("-D - and -o - both want standard output: log to a file")
 	case o.DisplayStats:
 		return nil, errors.New("-D - needs standard output for the images: leave --display-stats out")
-	case isTerminal(os.Stdout):
-		return nil, errors.New("standard output is a terminal: pipe this dump into criu restore -D -")
+	}
+	pipes, err := openPipes(o, os.Stdout, "pipe this dump into criu restore -D -")
+	if err != nil {
+		return nil, err
 	}
 	opt := sinks.StreamOptions{}
 	if o.PrevImagesDir != "" {
@@ -220,13 +230,12 @@ func pipeOut(o *options.Options) (sinks.Sink, error) {
 			return nil, fmt.Errorf("--index: %w: name an existing directory, relative to the work directory", err)
 		}
 	}
-	widen(os.Stdout)
-	return sinks.NewStream(os.Stdout, opt), nil
+	return sinks.NewStream(opt, writers(pipes)...), nil
 }
 
 // pipeIn reads a set, or several that build on each other, until the other end closes: on the same machine the dump still holds
 // the ids of its tasks when it has sent the last byte.
-func pipeIn(o *options.Options, r *os.File) (image.Source, error) {
+func pipeIn(o *options.Options, pipes []*os.File) (image.Source, error) {
 	var before image.Source
 	if o.PrevImagesDir != "" {
 		var err error
@@ -234,8 +243,7 @@ func pipeIn(o *options.Options, r *os.File) (image.Source, error) {
 			return nil, err
 		}
 	}
-	widen(r)
-	return sinks.ReadStream(r, before)
+	return sinks.ReadStream(before, readers(pipes)...)
 }
 
 // openBefore opens the set that a piped one builds on.
@@ -245,6 +253,52 @@ func openBefore(o *options.Options) (image.Source, error) {
 		return nil, fmt.Errorf("--prev-images-dir: %w", err)
 	}
 	return set, nil
+}
+
+// openPipes are the pipes of a piped set: the standard one, or those of the option.
+func openPipes(o *options.Options, std *os.File, remedy string) ([]*os.File, error) {
+	if len(o.ShardFDs) == 0 {
+		if isTerminal(std) {
+			return nil, fmt.Errorf("%s is a terminal: %s", std.Name(), remedy)
+		}
+		widen(std)
+		return []*os.File{std}, nil
+	}
+	if len(o.ShardFDs) > sinks.MaxShards {
+		return nil, fmt.Errorf("--shard-fds: %d descriptors: at most %d", len(o.ShardFDs), sinks.MaxShards)
+	}
+	var pipes []*os.File
+	for _, fd := range o.ShardFDs {
+		// What this process starts must not keep a pipe open.
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, unix.FD_CLOEXEC); err != nil {
+			return nil, fmt.Errorf("--shard-fds: descriptor %d: %w", fd, err)
+		}
+		f := os.NewFile(uintptr(fd), fmt.Sprintf("shard (descriptor %d)", fd))
+		widen(f)
+		pipes = append(pipes, f)
+	}
+	return pipes, nil
+}
+
+func writers(pipes []*os.File) (w []io.Writer) {
+	for _, f := range pipes {
+		w = append(w, f)
+	}
+	return w
+}
+
+func readers(pipes []*os.File) (r []io.Reader) {
+	for _, f := range pipes {
+		r = append(r, f)
+	}
+	return r
+}
+
+// hideShards keeps the pipes of a set from what this process starts, before it starts anything.
+func hideShards(o *options.Options) {
+	for _, fd := range o.ShardFDs {
+		unix.CloseOnExec(fd)
+	}
 }
 
 // widen makes room in a pipe for a frame of a stream, so that both sides wait for each other less often. It is the most that

@@ -3,11 +3,14 @@ package e2e
 import (
 	"bytes"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -175,7 +178,7 @@ func TestPipedChainRefused(t *testing.T) {
 		"without base": {two, "", "builds on another one"},
 		"wrong base":   {three, "../out1", "was made by run"},
 		"needless":     {one, "../out1", "builds on nothing"},
-		"nothing":      {nil, "", "nothing came"},
+		"nothing":      {nil, "", "nothing came on"},
 	} {
 		dir := filepath.Join(c.dir, "refused")
 		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
@@ -196,4 +199,120 @@ func TestPipedChainRefused(t *testing.T) {
 	c.must(join(one, two, three), "restore", "-d", "-D", "-", "-W", c.dir, "-o", "restore.log")
 	target.Tree()
 	target.Go()
+}
+
+// shardFDs are the descriptors of a command's extra files.
+const shardFDs = "3,4,5"
+
+// TestShards dumps through three pipes into a restore.
+func TestShards(t *testing.T) {
+	RequireRoot(t)
+	for _, extra := range [][]string{nil, {"--compress"}} {
+		target, work := tools.StartWorkload(t, "bigmem", "24"), t.TempDir()
+		target.Tree()
+		shards := shardedDump(t, target, work, extra...)
+		target.Gone()
+		for i, s := range shards {
+			if len(s) < 1<<20 {
+				t.Errorf("shard %d has %d bytes", i, len(s))
+			}
+		}
+		cut := slices.Clone(shards)
+		cut[1] = cut[1][:len(cut[1])-1]
+		for want, in := range map[string][][]byte{"breaks off": cut, "a shard is lost": {shards[0], nil, shards[2]}} {
+			if said, err := shardedRestore(t, work, in); err == nil || !strings.Contains(said, want) {
+				t.Errorf("%v: %s, without %q", err, said, want)
+			}
+			if target.Alive() {
+				t.Fatal("there is a task")
+			}
+		}
+		if said, err := shardedRestore(t, work, shards); err != nil {
+			t.Fatalf("%v: %s", err, said)
+		}
+		target.Tree()
+		target.Go()
+	}
+}
+
+// TestLostShard closes one of the pipes a dump writes to: it fails, and the target goes on.
+func TestLostShard(t *testing.T) {
+	RequireRoot(t)
+	target, work := tools.StartWorkload(t, "bigmem", "24"), t.TempDir()
+	dump, pipes := sharded(t, work, "dump", "-t", strconv.Itoa(target.Pid))
+	pipes[1].Close()
+	var all sync.WaitGroup
+	for _, r := range []*os.File{pipes[0], pipes[2]} {
+		all.Go(func() { io.Copy(io.Discard, r) })
+	}
+	var said bytes.Buffer
+	dump.Stderr = &said
+	err := dump.Run()
+	for _, f := range dump.ExtraFiles {
+		f.Close()
+	}
+	all.Wait()
+	if err == nil || !strings.Contains(said.String(), "broken pipe") {
+		t.Errorf("dump: %v: %s", err, &said)
+	}
+	target.Go()
+}
+
+// sharded makes a command that writes a stream to three pipes, whose other ends it returns.
+func sharded(t *testing.T, work string, args ...string) (cmd *exec.Cmd, pipes []*os.File) {
+	t.Helper()
+	cmd = exec.Command(tools.Criu, append(args, "-D", "-", "-W", work, "--shard-fds", shardFDs, "-o", "shards.log", "-v4")...)
+	for range 3 {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { r.Close(); w.Close() })
+		cmd.ExtraFiles, pipes = append(cmd.ExtraFiles, w), append(pipes, r)
+	}
+	return cmd, pipes
+}
+
+func shardedDump(t *testing.T, target *Target, work string, extra ...string) [][]byte {
+	t.Helper()
+	dump, pipes := sharded(t, work, append([]string{"dump", "-t", strconv.Itoa(target.Pid)}, extra...)...)
+	shards := make([][]byte, len(pipes))
+	var all sync.WaitGroup
+	for i, r := range pipes {
+		all.Go(func() { shards[i], _ = io.ReadAll(r) })
+	}
+	out, err := dump.CombinedOutput()
+	for _, f := range dump.ExtraFiles {
+		f.Close()
+	}
+	all.Wait()
+	if err != nil {
+		t.Fatalf("dump: %v: %s\n%s", err, out, errorsOf(filepath.Join(work, "shards.log")))
+	}
+	return shards
+}
+
+func shardedRestore(t *testing.T, work string, shards [][]byte) (said string, err error) {
+	t.Helper()
+	cmd := exec.Command(tools.Criu, "restore", "-d", "-D", "-", "-W", work, "--shard-fds", shardFDs, "-o", "restore.log", "-v4")
+	var all sync.WaitGroup
+	var text bytes.Buffer
+	cmd.Stderr = &text
+	for _, s := range shards {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.ExtraFiles = append(cmd.ExtraFiles, r)
+		all.Go(func() {
+			w.Write(s) // a restore that refuses does not read all
+			w.Close()
+		})
+	}
+	err = cmd.Run()
+	for _, f := range cmd.ExtraFiles {
+		f.Close()
+	}
+	all.Wait()
+	return text.String(), err
 }

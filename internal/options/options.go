@@ -55,6 +55,8 @@ type Options struct {
 	ImagesDirFD, WorkDirFD int
 	// PrevImagesDir is the set of the previous dump in a chain, relative to ImagesDir, or to WorkDir where the images are piped.
 	PrevImagesDir string
+	// ShardFDs are descriptors that a piped set is spread over.
+	ShardFDs []int
 	// Index is a directory for the page maps of a set that is piped, relative to the work directory: the next one can build on it.
 	Index string
 	// Stream moves the images through criu-image-streamer's sockets in ImagesDir.

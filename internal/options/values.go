@@ -2,6 +2,7 @@ package options
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -331,6 +332,23 @@ func (l fdList) Set(arg string, _ bool) error {
 		return fmt.Errorf("%q is no descriptor number", arg)
 	}
 	*l.to = append(*l.to, int(fd))
+	return nil
+}
+
+// fdsList is a list of different descriptor numbers.
+type fdsList struct{ to *[]int }
+
+func (l fdsList) Set(arg string, _ bool) error {
+	var fds []int
+	for word := range strings.SplitSeq(arg, ",") {
+		if err := (fdList{&fds}).Set(word, false); err != nil {
+			return err
+		}
+		if slices.Contains(fds[:len(fds)-1], fds[len(fds)-1]) {
+			return fmt.Errorf("descriptor %s is there twice", word)
+		}
+	}
+	*l.to = fds
 	return nil
 }
 
