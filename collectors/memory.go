@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 
+	"cryo/internal/image"
 	"cryo/internal/pagecopy"
 	"cryo/internal/pagemap"
 	"cryo/internal/vma"
@@ -184,7 +185,7 @@ func (m *Memory) register(env *Env, t *Task, i int) error {
 	mp, e := &m.maps[i], m.entries[i]
 	switch m.kinds[i] {
 	case vma.SharedAnonymous:
-		env.Shared.mapped(t, mp)
+		return env.Shared.mapped(t, mp)
 	case vma.SysV:
 		return noteObstacle(env, env.Shared.attached(t, mp))
 	case vma.Uprobes:
@@ -299,6 +300,8 @@ func (m *Memory) FillMM(e *mm.MmEntry) error {
 		case m.kinds[i] == vma.SharedAnonymous:
 			if id, ok := m.shared.mappedAsFile(&m.maps[i]); ok {
 				vma.MapsMemfd(v, id)
+			} else {
+				image.SetShmemSize(v, m.shared.sizeOf(&m.maps[i]))
 			}
 		}
 		e.Vmas = append(e.Vmas, v)

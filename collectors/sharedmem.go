@@ -34,7 +34,8 @@ type deviceInode struct{ dev, ino uint64 }
 // sharedObject is one object and where to read it from.
 type sharedObject struct {
 	id   uint64 // shmid in the images
-	size uint64 // bytes that anybody can reach
+	size uint64 // bytes
+	upto uint64 // where the last mapping of it ends
 	task *Task
 	link string // below task's /proc/PID: "map_files/..." or "fd/..."
 	zero bool   // pages of zeros are stored too: they are no holes to who has them watched
@@ -46,10 +47,27 @@ func NewSharedMemory() *SharedMemory {
 		sysv: sysvSegments{known: map[uint64]bool{}}, files: map[mappedFile]uint64{}}
 }
 
-// mapped enters the shared anonymous memory behind a mapping. Nobody can reach more of it than is mapped.
-func (s *SharedMemory) mapped(t *Task, mp *vma.Mapping) {
+// mapped enters the shared anonymous memory behind a mapping. What of it is not mapped can be reached by mremap(2) still.
+func (s *SharedMemory) mapped(t *Task, mp *vma.Mapping) error {
 	o := s.object(deviceInode{mp.Dev, mp.Inode}, t, mapLink(mp))
-	o.size = max(o.size, mp.Offset+mp.Len())
+	if o.size == 0 {
+		var st unix.Stat_t
+		if err := unix.Fstatat(t.Proc.Fd(), o.link, &st, 0); err != nil {
+			return fmt.Errorf("stat %s: %w", t.Proc.Path(o.link), err)
+		}
+		o.size = (uint64(st.Size) + image.PageSize - 1) &^ (image.PageSize - 1)
+	}
+	o.upto = max(o.upto, mp.Offset+mp.Len())
+	return nil
+}
+
+// sizeOf is how large the shared anonymous memory behind a mapping is, 0 if it ends where the last mapping of it does.
+func (s *SharedMemory) sizeOf(mp *vma.Mapping) uint64 {
+	o := s.byInode[deviceInode{mp.Dev, mp.Inode}]
+	if o == nil || o.size == o.upto || mp.HugePage() != 0 {
+		return 0
+	}
+	return o.size
 }
 
 func (s *SharedMemory) object(key deviceInode, t *Task, link string) *sharedObject {
@@ -101,8 +119,24 @@ func (o *sharedObject) dump(ctx context.Context, dst PageDest, stats *MemoryStat
 		}
 	}()
 	return segments(f, o.size, func(start, end uint64) error {
-		return copier.Put(pagecopy.Range{Addr: start, Len: end - start, KeepZero: o.zero})
+		r := pagecopy.Range{Addr: start, Len: end - start, KeepZero: o.zero}
+		if o.upto <= start || o.upto >= end {
+			return copier.Put(o.marked(r))
+		}
+		r.Len = o.upto - start
+		if err := copier.Put(r); err != nil {
+			return err
+		}
+		return copier.Put(o.marked(pagecopy.Range{Addr: o.upto, Len: end - o.upto, KeepZero: o.zero}))
 	})
+}
+
+// marked makes entries of their own of what is not mapped: criu passes over entries that reach beyond the last mapping.
+func (o *sharedObject) marked(r pagecopy.Range) pagecopy.Range {
+	if o.upto != 0 && r.Addr >= o.upto {
+		r.Flags |= image.PELazy
+	}
+	return r
 }
 
 // segments calls yield for the page-aligned stretches of the first size bytes of f that are no holes. Filesystems that

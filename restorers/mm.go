@@ -25,6 +25,8 @@ type Area struct {
 	OpenFlags  uint32 // how a mapped file is opened
 	Madvise    uint64 // bit N: madvise(N)
 	HasPages   bool   // the page map has something for it
+	Rest       uint64 // how many bytes the SysV segment has behind it
+	ShmemSize  uint64 // of the shared anonymous object, 0 where that ends with the last view
 	Watched    bool   // by a userfaultfd of the set: what is a hole has to stay one
 }
 
@@ -129,7 +131,7 @@ func PlanLayout(t *Task) (*Layout, error) {
 
 func areaOf(e *vmapb.VmaEntry) Area {
 	return Area{Start: e.GetStart(), End: e.GetEnd(), Offset: e.GetPgoff(), Prot: e.GetProt(), Flags: e.GetFlags(),
-		Status: e.GetStatus(), Object: e.GetShmid(), OpenFlags: e.GetFdflags(), Madvise: e.GetMadv()}
+		Status: e.GetStatus(), Object: e.GetShmid(), OpenFlags: e.GetFdflags(), Madvise: e.GetMadv(), ShmemSize: image.GetShmemSize(e)}
 }
 
 // mapHugeMask are the bits that hold the size of huge pages.

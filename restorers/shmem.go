@@ -13,7 +13,8 @@ import (
 // Shmem is one object of shared anonymous memory: what mmap(MAP_SHARED|MAP_ANONYMOUS) made before forks handed it on.
 type Shmem struct {
 	ID    uint64
-	Size  uint64 // up to the end of the last view
+	Size  uint64 // in bytes; that of the last view's end if the set does not say another
+	told  bool   // the set says it
 	Owner *Node  // the first in the tree that has a view; it makes the object
 	view  *Area  // one of the owner's views
 	whole uint64 // where the owner maps all of it while it is filled
@@ -45,9 +46,16 @@ func PlanShmem(t *Tree, layouts map[*Node]*Layout, engine Range) (map[uint64]*Sh
 			}
 			if end := a.Offset + a.Len(); end > maxShmem {
 				return nil, image.Errorf(image.MM.File(uint64(n.ID)), 0, "%s: offset %#x is past the end of any shared memory", a, a.Offset)
-			} else if end > o.Size {
-				o.Size = end
+			} else if !o.told {
+				o.Size = max(o.Size, end)
 			}
+			if a.ShmemSize == 0 || o.told {
+				continue
+			}
+			if a.ShmemSize > maxShmem || a.ShmemSize%image.PageSize != 0 {
+				return nil, image.Errorf(image.MM.File(uint64(n.ID)), 0, "%s: shared memory of %d bytes cannot be", a, a.ShmemSize)
+			}
+			o.Size, o.told = a.ShmemSize, true
 		}
 	}
 	taken := map[*Node][]Range{}

@@ -86,9 +86,10 @@ func (v *SysVs) check(a *Area) error {
 	switch {
 	case s == nil:
 		return fmt.Errorf("SysV segment %d is not in the set", a.Object)
-	case a.Offset != 0 || a.Len() != s.mapped():
-		return fmt.Errorf("only a part of SysV segment %d is attached: not built yet", a.Object)
+	case a.Offset >= s.mapped() || a.Len() > s.mapped()-a.Offset:
+		return fmt.Errorf("%d bytes from %d on are more than SysV segment %d has", a.Len(), a.Offset, a.Object)
 	}
+	a.Rest = s.mapped() - a.Offset - a.Len()
 	return nil
 }
 
@@ -201,7 +202,7 @@ func (v *SysVs) Finish() error {
 	return errors.Join(errs...)
 }
 
-// emitAttach attaches a segment as an area says.
+// emitAttach attaches a segment as an area says. A part of one, where the rest was unmapped, is attached anywhere and moved.
 func emitAttach(b *remote.Builder, a *Area) {
 	var flags uint32
 	if a.OpenFlags&unix.O_ACCMODE == unix.O_RDONLY {
@@ -210,6 +211,20 @@ func emitAttach(b *remote.Builder, a *Area) {
 	if a.Prot&unix.PROT_EXEC != 0 {
 		flags |= shmExec
 	}
-	b.Call(unix.SYS_SHMAT, remote.Imm(a.Object), remote.Imm(a.Start), remote.Imm(flags)).Expect(a.Start)
+	if a.Offset == 0 && a.Rest == 0 {
+		b.Call(unix.SYS_SHMAT, remote.Imm(a.Object), remote.Imm(a.Start), remote.Imm(flags)).Expect(a.Start)
+		mprotect(b, a)
+		return
+	}
+	whole := b.Call(unix.SYS_SHMAT, remote.Imm(a.Object), remote.Imm(0), remote.Imm(flags)).Must()
+	part := b.Add(whole, remote.Imm(a.Offset))
+	b.Call(unix.SYS_MREMAP, part, remote.Imm(a.Len()), remote.Imm(a.Len()), remote.Imm(unix.MREMAP_MAYMOVE|unix.MREMAP_FIXED),
+		remote.Imm(a.Start)).Expect(a.Start)
+	if a.Offset > 0 {
+		b.Call(unix.SYS_MUNMAP, whole, remote.Imm(a.Offset)).Must().Discard()
+	}
+	if a.Rest > 0 {
+		b.Call(unix.SYS_MUNMAP, b.Add(part, remote.Imm(a.Len())), remote.Imm(a.Rest)).Must().Discard()
+	}
 	mprotect(b, a)
 }

@@ -62,6 +62,8 @@ var workloads = []workload{
 	{name: "orphan", peerFails: "criu hands the orphan to init, not to its subreaper"},
 	{name: "memory"},
 	{name: "instant", args: []string{"16", "2"}},
+	{name: "partshared"},
+	{name: "partshared", args: []string{"fine"}, peerFails: "criu makes shared memory end where the last mapping of it does"},
 	{name: "manymaps"},
 	{name: "mapkinds"},
 	{name: "pidfds"},
