@@ -14,7 +14,10 @@ import (
 )
 
 // usk flags of an entry.
-const unixExternal = 1 // stands for a socket that stays outside
+const (
+	unixExternal = 1 // stands for a socket that stays outside
+	unixService  = 2 // was connected to us: the task asked for its own dump, and gets the answer when it is restored
+)
 
 // waiting completes the entry of a connection that has not been accepted yet: its peer in the image is the listener.
 func (u *unixSockets) waiting(s *unixSocket) error {
@@ -41,6 +44,11 @@ func (u *unixSockets) finish(f *Files) error {
 	for _, s := range u.collected {
 		ino := s.entry.GetPeer()
 		if ino == 0 {
+			continue
+		}
+		if uint64(ino) == f.env.Options.ServiceSocket {
+			s.entry.Uflags, s.entry.Peer = proto.Uint32(unixService), proto.Uint32(0)
+			s.entry.State = proto.Uint32(sockdiag.Closed)
 			continue
 		}
 		peer := u.sockets[ino]

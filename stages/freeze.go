@@ -46,7 +46,7 @@ func (f *freezer) freeze(ctx context.Context, pid int) (*collectors.Task, error)
 	}
 	root, err := f.add(pid, nil)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("there is no task %d", pid)
+		return nil, numbered(unix.ESRCH, "there is no task %d", pid)
 	}
 	if err != nil {
 		return nil, err

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"cryo/internal/procfs"
+
+	"golang.org/x/sys/unix"
 )
 
 // reapTime is how long a dead task may keep its id: its parent, or init after that one's death, collects it, most do so
@@ -28,9 +30,9 @@ func taken(id int, what string) error {
 		case own(id):
 			return fmt.Errorf("%s %d cannot be made: that id is one of this process itself: start it again", what, id)
 		case !dead:
-			return fmt.Errorf("%s %d cannot be made: that id is taken by %s: wait until it ends, or restore in a pid namespace", what, id, who)
+			return numbered(unix.EEXIST, "%s %d cannot be made: that id is taken by %s: wait until it ends, or restore in a pid namespace", what, id, who)
 		case time.Now().After(end):
-			return fmt.Errorf("%s %d cannot be made: that id is taken by %s, which is dead but not collected by its parent: end that one", what, id, who)
+			return numbered(unix.EEXIST, "%s %d cannot be made: that id is taken by %s, which is dead but not collected by its parent: end that one", what, id, who)
 		}
 		time.Sleep(wait)
 	}

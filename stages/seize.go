@@ -86,6 +86,9 @@ func (d *dumper) groupRecord() guardian.Write {
 	return guardian.Write{File: file, Text: text}
 }
 
+// ownTree is in criu's words, which drivers look for.
+const ownTree = "The criu itself is within dumped tree"
+
 // refuseOwn refuses a tree that the tool is part of: it would stop itself.
 func refuseOwn(root int) error {
 	if root <= 0 {
@@ -93,7 +96,7 @@ func refuseOwn(root int) error {
 	}
 	for pid := os.Getpid(); pid > 1; {
 		if pid == root {
-			return fmt.Errorf("task %d is an ancestor of this command, which cannot dump itself: start it elsewhere (setsid, another terminal)", root)
+			return fmt.Errorf("%s: task %d is an ancestor of this command: start it elsewhere (setsid, another terminal)", ownTree, root)
 		}
 		dir, err := procfs.OpenTask(pid)
 		if err != nil {

@@ -196,7 +196,7 @@ func enterWorkDir(o *options.Options) (err error) {
 }
 
 // errReported marks a failure whose cause the user has seen already.
-var errReported = errors.New("already reported")
+var errReported = errors.New("reported")
 
 // fail says why in one sentence, the last one on standard error.
 func fail(err error) int {

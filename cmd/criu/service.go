@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"cryo/internal/log"
 	"cryo/internal/options"
 	"cryo/internal/rpc"
 )
@@ -55,6 +56,8 @@ func serveServiceClient(client *os.File) error {
 	ctx, stop := signal.NotifyContext(context.Background(), interrupts()...)
 	defer stop()
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	slog.SetDefault(slog.New(log.NewHandler(os.Stderr, log.Infos, start))) // the service's log, until a request has its own
+	logger := slog.Default()
 	o := options.Default()
 	o.Unprivileged = os.Geteuid() != 0
 	var err error
@@ -62,7 +65,7 @@ func serveServiceClient(client *os.File) error {
 		err = serveClient(ctx, o, client, rpc.Client{})
 	}
 	if err != nil {
-		slog.Error(err.Error())
+		logger.Info("a request failed", "why", err)
 	}
 	return err
 }

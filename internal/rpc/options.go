@@ -13,6 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// noSubdirs is in criu's words, which drivers look for.
+const noSubdirs = "No subdirs are allowed in log_file name"
+
 // Client says what a request may ask for.
 type Client struct {
 	// Worker is true for the one client of `criu swrk`, which shares our descriptors and is our parent. A client of the
@@ -177,7 +180,7 @@ var special = map[string]func(*options.Options, *rpc.CriuOpts, Client) error{
 	},
 	"log_file": func(o *options.Options, r *rpc.CriuOpts, _ Client) error {
 		if strings.Contains(r.GetLogFile(), "/") {
-			return fmt.Errorf("%q is a path: name a file of the work directory", r.GetLogFile())
+			return fmt.Errorf("%s: %q", noSubdirs, r.GetLogFile())
 		}
 		o.LogFile = r.GetLogFile()
 		return nil

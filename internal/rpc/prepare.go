@@ -134,9 +134,6 @@ func (r *request) verb(conn *Conn, req *rpc.CriuOpts) error {
 		if o.NotifyScripts && o.Tree == int(conn.peer.Pid) {
 			return &Error{"notify_scripts", "the client is to be dumped and would be asked while it stands still"}
 		}
-		if err := unix.Kill(o.Tree, 0); errors.Is(err, unix.ESRCH) {
-			return &NoTaskError{o.Tree}
-		}
 	case options.Restore:
 		o.Detach = true
 	case options.PageServer:

@@ -158,25 +158,16 @@ func unknown(err error) bool {
 // errnoOf is the error number of a failure, for those that criu has one for; 0 for others.
 func errnoOf(err error) unix.Errno {
 	var request *requestError
-	var missing *NoTaskError
-	switch {
-	case errors.As(err, &missing):
-		return unix.ESRCH
-	case errors.As(err, &request), unknown(err):
+	if errors.As(err, &request) || unknown(err) {
 		return unix.EBADRQC
 	}
-	for _, n := range []unix.Errno{unix.EEXIST, unix.ENOTSUP, unix.ECHILD} {
+	for _, n := range []unix.Errno{unix.ESRCH, unix.EEXIST, unix.ENOTSUP, unix.ECHILD} {
 		if errors.Is(err, n) {
 			return n
 		}
 	}
 	return 0
 }
-
-// NoTaskError says that there is no task to be dumped.
-type NoTaskError struct{ Pid int }
-
-func (e *NoTaskError) Error() string { return fmt.Sprintf("there is no task %d", e.Pid) }
 
 // runs serves requests that one verb does.
 func runs(verb options.Verb) func(*Server, context.Context, *Conn, *rpc.CriuReq) (*rpc.CriuResp, error) {
