@@ -16,6 +16,10 @@ import (
 // between. One that works may take as long as it does.
 var patience = time.Minute
 
+// deadPatience is how long that is with a thread that is dead: the end of a leader is reported only when its other threads have
+// been waited for, which nobody will do meanwhile.
+func deadPatience() time.Duration { return patience / 30 }
+
 // StuckError says that a thread which was waited for does nothing that would ever end the wait.
 type StuckError struct {
 	TID   int
@@ -80,7 +84,7 @@ func (w *waiter) givenUp() error {
 // watch looks at all waits again and again.
 func watch() {
 	for {
-		pause := patience / 6
+		pause := deadPatience()
 		waiters.Range(func(_, v any) bool {
 			if v.(*waiter).look() {
 				pause = time.Millisecond // the signal may have come a moment before the wait began
@@ -104,13 +108,21 @@ func (w *waiter) look() bool {
 		return false
 	}
 	idle := time.Since(w.since)
-	if idle < patience || w.count.Load() != count || w.tid.Load() == 0 {
+	if idle < bound(did) || w.count.Load() != count || w.tid.Load() == 0 {
 		return false
 	}
 	w.stuck.Store(&stuckWait{count, &StuckError{TID: tid, For: idle.Round(time.Millisecond), State: did}})
 	interruptible()
 	unix.Tgkill(unix.Getpid(), w.self, wakeSignal)
 	return true
+}
+
+// bound is how long a thread may go on doing what activity described.
+func bound(did string) time.Duration {
+	if strings.HasPrefix(did, "state Z") {
+		return deadPatience()
+	}
+	return patience
 }
 
 // activity describes what a thread does, so that two descriptions are the same if it did nothing between them. It is busy
