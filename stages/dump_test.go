@@ -289,7 +289,7 @@ func TestRefusals(t *testing.T) {
 		want string
 	}{
 		{0, "no task 0"},
-		{os.Getpid(), "cannot dump itself"},
+		{os.Getpid(), "within dumped tree"},
 		{1<<22 - 1, "there is no task"},
 	} {
 		err := Dump(context.Background(), dumpOptions(t, test.pid))
