@@ -49,10 +49,11 @@ func (m *Memory) DumpPages(ctx context.Context, t *Task, dst PageDest, stats *Me
 	task := pagecopy.NewTask(pid)
 	defer task.Close()
 	var src pagecopy.Source = task
-	if m.copy != nil {
-		src = copySource{task, m.copy}
+	workers := pagecopy.Workers()
+	if m.copy != nil { // the task runs, and should not have to wait for a processor
+		src, workers = copySource{task, m.copy}, pagecopy.WorkersBeside()
 	}
-	copier := pagecopy.New(ctx, src, dst, pagecopy.Workers(), &stats.Private)
+	copier := pagecopy.New(ctx, src, dst, workers, &stats.Private)
 	if writer := self.writer(task, t); writer != nil && m.copy == nil {
 		copier.LetSourceWrite(writer)
 	}
