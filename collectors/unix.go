@@ -126,38 +126,49 @@ func (u *unixSockets) lookup(env *Env, p *Probe, fd int) (*unixSocket, error) {
 		return nil, fmt.Errorf("network namespace of a socket: %w (it takes CAP_NET_ADMIN there)", err)
 	}
 	defer unix.Close(ns)
-	if err := u.list(env, ns); err != nil {
+	number, err := u.list(env, ns)
+	if err != nil {
 		return nil, err
 	}
 	if s := u.sockets[ino]; s != nil {
 		return s, nil
 	}
-	return nil, fmt.Errorf("%s: the kernel does not list unix socket %d", p.Where(), ino)
+	one, err := sockdiag.UnixSocket(ns, ino) // the list had a gap where sockets of others ended
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", p.Where(), err)
+	}
+	return u.add(one, number), nil
 }
 
-// list reads the sockets of a network namespace, once.
-func (u *unixSockets) list(env *Env, ns int) error {
+// list reads the sockets of a network namespace, once, and returns its number.
+func (u *unixSockets) list(env *Env, ns int) (number uint32, err error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(ns, &st); err != nil {
-		return fmt.Errorf("network namespace: %w", err)
+		return 0, fmt.Errorf("network namespace: %w", err)
 	}
+	number, _ = env.Namespaces.ByInode("net", st.Ino)
 	if u.namespaces[st.Ino] {
-		return nil
+		return number, nil
 	}
 	u.namespaces[st.Ino] = true
 	list, err := sockdiag.UnixSockets(ns)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	number, _ := env.Namespaces.ByInode("net", st.Ino)
 	for _, s := range list {
-		us := &unixSocket{Unix: s, netNS: number}
-		u.sockets[s.Ino] = us
-		for _, ino := range s.Icons {
-			u.listeners[ino] = us
-		}
+		u.add(s, number)
 	}
-	return nil
+	return number, nil
+}
+
+// add notes a socket of the network namespace with a number.
+func (u *unixSockets) add(s sockdiag.Unix, netNS uint32) *unixSocket {
+	us := &unixSocket{Unix: s, netNS: netNS}
+	u.sockets[s.Ino] = us
+	for _, ino := range s.Icons {
+		u.listeners[ino] = us
+	}
+	return us
 }
 
 // unixQueue stores what waits in the queue of a socket.

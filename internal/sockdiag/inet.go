@@ -74,12 +74,21 @@ func DumpInet(netNS int, family, protocol uint8) (map[uint32]Inet, error) {
 // dump sends a request for all sockets that match, in the network namespace netNS is a descriptor of, and hands over
 // each answer.
 func dump(netNS int, request []byte, each func(msg []byte) error) error {
+	err := ask(netNS, unix.NLM_F_DUMP, request, each)
+	if errors.Is(err, netlink.ErrDumpInterrupted) {
+		err = nil // sockets of others came or went; those of the stopped tree did not
+	}
+	return err
+}
+
+// ask sends a request with flags, in the network namespace netNS is a descriptor of, and hands over each answer.
+func ask(netNS, flags int, request []byte, each func(msg []byte) error) error {
 	s, err := nl.GetNetlinkSocketAt(netns.NsHandle(netNS), netns.None(), unix.NETLINK_INET_DIAG)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	req := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
+	req := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, flags)
 	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_INET_DIAG: {Socket: s}}
 	req.AddRawData(request)
 	var bad error
@@ -87,8 +96,5 @@ func dump(netNS int, request []byte, each func(msg []byte) error) error {
 		bad = each(msg)
 		return bad == nil
 	})
-	if errors.Is(err, netlink.ErrDumpInterrupted) {
-		err = nil // sockets of others came or went; those of the stopped tree did not
-	}
 	return errors.Join(err, bad)
 }

@@ -59,14 +59,22 @@ const (
 	showRQLen = 1 << 4
 )
 
-// UnixSockets lists the unix sockets of the network namespace that netNS is a descriptor of.
-func UnixSockets(netNS int) ([]Unix, error) {
+// unixRequest is struct unix_diag_req for sockets in all states, or for the one with an inode number.
+func unixRequest(ino uint32) []byte {
 	req := make([]byte, unixDiagReqSize)
 	req[0] = unix.AF_UNIX
-	binary.NativeEndian.PutUint32(req[4:], ^uint32(0)) // all states
+	binary.NativeEndian.PutUint32(req[4:], ^uint32(0))
+	binary.NativeEndian.PutUint32(req[8:], ino)
 	binary.NativeEndian.PutUint32(req[12:], showName|showPeer|showIcons|showRQLen)
+	binary.NativeEndian.PutUint64(req[16:], ^uint64(0)) // whatever its cookie
+	return req
+}
+
+// UnixSockets lists the unix sockets of the network namespace that netNS is a descriptor of. The kernel continues a long
+// list by position, so one may be missing where others have ended meanwhile: see [UnixSocket].
+func UnixSockets(netNS int) ([]Unix, error) {
 	var list []Unix
-	err := dump(netNS, req, func(msg []byte) error {
+	err := dump(netNS, unixRequest(0), func(msg []byte) error {
 		u, err := parseUnix(msg)
 		list = append(list, u)
 		return err
@@ -75,6 +83,19 @@ func UnixSockets(netNS int) ([]Unix, error) {
 		return nil, fmt.Errorf("list unix sockets: %w (is the module unix_diag there?)", err)
 	}
 	return list, nil
+}
+
+// UnixSocket looks up the unix socket with an inode number in the network namespace that netNS is a descriptor of.
+// ENOENT says that it is not there.
+func UnixSocket(netNS int, ino uint32) (u Unix, err error) {
+	err = ask(netNS, 0, unixRequest(ino), func(msg []byte) (err error) {
+		u, err = parseUnix(msg)
+		return err
+	})
+	if err != nil {
+		return u, fmt.Errorf("look up unix socket %d: %w", ino, err)
+	}
+	return u, nil
 }
 
 // parseUnix reads struct unix_diag_msg and the attributes behind it.

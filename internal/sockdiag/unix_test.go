@@ -1,10 +1,12 @@
 package sockdiag
 
 import (
+	"errors"
 	"os"
 	"slices"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 )
 
@@ -46,6 +48,13 @@ func TestUnixSockets(t *testing.T) {
 	}
 	if s.State != Listen || s.WQueue != 7 || s.RQueue != 1 || string(s.Name) != name || !slices.Equal(s.Icons, []uint32{find(t, list, client).Ino}) {
 		t.Errorf("listener: %+v", s)
+	}
+	one, err := UnixSocket(int(ns.Fd()), s.Ino)
+	if diff := cmp.Diff(s, one); err != nil || diff != "" {
+		t.Errorf("looked up: %v\n%s", err, diff)
+	}
+	if _, err := UnixSocket(int(ns.Fd()), ^uint32(0)); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("one that is not there: %v", err)
 	}
 }
 
