@@ -167,7 +167,13 @@ func (pr *Prober) probe(p *Probe, quick bool) error {
 		return wrap("flags", err)
 	}
 	p.Flags = uint32(flags) &^ unix.O_CLOEXEC // how it was opened; what holds is the descriptor's own
-	if err := unix.Fstat(own, &p.Stat); err != nil {
+	err = unix.Fstat(own, &p.Stat)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) { // some files of /proc end with their process
+		p.silent = true
+		p.Info, err = p.Task.Proc.FDInfo(p.FD)
+		return err
+	}
+	if err != nil {
 		return wrap("fstat", err)
 	}
 	if err := p.askFS(own); err != nil {

@@ -117,6 +117,12 @@ func (f *Files) Collect(t *Task, probes []*Probe) error {
 	t.FDs = make([]*fdinfo.FdinfoEntry, 0, len(probes))
 	entries, words := make([]fdinfo.FdinfoEntry, len(probes)), make([]uint32, 3*len(probes))
 	for i, p := range probes {
+		if p.silent {
+			if err := f.note(p, p.unsupported()); err != nil {
+				return err
+			}
+			continue
+		}
 		id, _, err := f.number(p)
 		if err != nil {
 			return err
@@ -301,6 +307,9 @@ func (p *Probe) unsupported() error {
 		return err
 	}
 	what := "a file of a kind that cannot be dumped (" + link + ")"
+	if p.silent {
+		what = "a file that tells nothing any more (" + link + ")"
+	}
 	switch p.mode() {
 	case unix.S_IFSOCK:
 		what = "a socket (" + link + "), a kind that cannot be dumped yet"

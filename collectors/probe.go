@@ -37,6 +37,8 @@ type Probe struct {
 	// tool's own then.
 	Carrier *Probe
 
+	silent bool // nothing can be asked of the file any more
+
 	link    string
 	gotLink bool
 	info    procfs.FDInfo // what Info is where fdinfo was not read

@@ -67,16 +67,26 @@ func (f *Files) remap(p *Probe, id uint32, link string) (string, error) {
 }
 
 // remapProc handles files of /proc: those of a process that has ended can only be opened again while a process with
-// that pid exists.
+// that pid exists. A thread that has ended is as good as a process with its id.
 func (f *Files) remapProc(p *Probe, id uint32, link string) (string, error) {
 	name, dead := deleted(link)
-	parts := strings.SplitN(strings.TrimPrefix(name, "/proc/"), "/", 2)
+	parts := strings.Split(strings.TrimPrefix(name, "/proc/"), "/")
 	pid, err := strconv.Atoi(parts[0])
 	if err != nil || !strings.HasPrefix(name, "/proc/") {
 		return name, nil // /proc itself, /proc/meminfo ...
 	}
-	if !dead {
-		dead = errors.Is(unix.Access("/proc/"+parts[0], unix.F_OK), unix.ENOENT)
+	if len(parts) > 2 && parts[1] == "task" {
+		tid, err := strconv.Atoi(parts[2])
+		if err == nil && tid != pid && (dead || endedProc("/proc/"+parts[0]+"/task/"+parts[2])) {
+			dead = true
+			pid, parts[0] = tid, parts[2]
+			name = "/proc/" + strings.Join(parts, "/")
+		}
+		parts = parts[2:]
+	}
+	dead = dead || endedProc("/proc/"+parts[0])
+	if dead && len(parts) > 2 && (parts[1] == "fd" || parts[1] == "fdinfo" || parts[1] == "map_files") {
+		return "", p.Obstacle("file "+link+", of a descriptor or mapping of a process that has ended", "close it before the dump")
 	}
 	if !dead || f.dead[pid] {
 		return name, nil
@@ -85,6 +95,9 @@ func (f *Files) remapProc(p *Probe, id uint32, link string) (string, error) {
 	f.addRemap(id, uint32(pid), remap_file_path.RemapType_PROCFS)
 	return name, nil
 }
+
+// endedProc says whether the process or thread of a directory of /proc has ended.
+func endedProc(dir string) bool { return errors.Is(unix.Access(dir, unix.F_OK), unix.ENOENT) }
 
 // DeadPids are the pids of processes that have ended and whose /proc files are open.
 func (f *Files) DeadPids() map[int]bool { return f.dead }

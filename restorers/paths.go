@@ -73,9 +73,9 @@ type Named struct {
 }
 
 // DeadPIDs lists pids that have to be there while files are opened: processes that had ended, but whose /proc files
-// were open.
+// were open, and those outside of the tree that have ended since.
 func DeadPIDs(s *Set) []int {
-	var pids []int
+	pids := gone(s)
 	for _, m := range s.Remaps {
 		pid := int(m.GetRemapId())
 		if m.GetRemapType() == remap_file_path.RemapType_PROCFS && s.ByPID[pid] == nil && pid > 0 && pid <= maxPID {
@@ -84,6 +84,33 @@ func DeadPIDs(s *Set) []int {
 	}
 	slices.Sort(pids)
 	return slices.Compact(pids)
+}
+
+// gone lists processes that are not in the set and not here, but whose /proc files are in the set.
+func gone(s *Set) (pids []int) {
+	looked := map[int]bool{}
+	for _, f := range s.Files {
+		pid, ok := procPID(f.GetReg().GetName())
+		if !ok || pid <= 0 || pid > maxPID || s.ByPID[pid] != nil || looked[pid] {
+			continue
+		}
+		looked[pid] = true
+		if err := unix.Access("/proc/"+strconv.Itoa(pid), unix.F_OK); errors.Is(err, unix.ENOENT) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// procPID is the process whose /proc directory a name is in, or of.
+func procPID(name string) (pid int, ok bool) {
+	rest, ok := strings.CutPrefix(name, "/proc/")
+	if !ok {
+		return 0, false
+	}
+	first, _, _ := strings.Cut(rest, "/")
+	pid, err := strconv.Atoi(first)
+	return pid, err == nil
 }
 
 // Get finds the file with this id and checks it, once.
@@ -155,13 +182,8 @@ func (p *Paths) inherited(name string) (int, bool) {
 
 // unborn says whether a name belongs to the /proc directory of a task that is yet to be made.
 func (p *Paths) unborn(name string) bool {
-	rest, ok := strings.CutPrefix(name, "/proc/")
-	if !ok {
-		return false
-	}
-	first, _, _ := strings.Cut(rest, "/")
-	pid, err := strconv.Atoi(first)
-	return err == nil && (p.set.ByPID[pid] != nil || p.dead[pid])
+	pid, ok := procPID(name)
+	return ok && (p.set.ByPID[pid] != nil || p.dead[pid])
 }
 
 // found is what a name leads to now.

@@ -13,6 +13,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// TestProcOfOutsider has a file of /proc open of a process outside of the tree, which ends before the restore.
+func TestProcOfOutsider(t *testing.T) {
+	RequireRoot(t)
+	outsider := exec.Command("sleep", "1000")
+	if err := outsider.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		outsider.Process.Kill()
+		outsider.Wait()
+	})
+	target, images := tools.StartWorkload(t, "procfiles", strconv.Itoa(outsider.Process.Pid)), t.TempDir()
+	target.Dump(tools.Criu, images)
+	outsider.Process.Kill()
+	outsider.Wait()
+	target.Restore(tools.Criu, images)
+	target.Go()
+}
+
 // TestOutside dumps a task whose standard output is a pipe to the harness and who has a file that is declared external,
 // and restores it with others in their place.
 func TestOutside(t *testing.T) {

@@ -62,6 +62,8 @@ var workloads = []workload{
 	{name: "orphan", peerFails: "criu hands the orphan to init, not to its subreaper"},
 	{name: "memory"},
 	{name: "instant", args: []string{"16", "2"}},
+	{name: "procfiles"},
+	{name: "procfiles", args: []string{"thread"}, peerFails: "criu looks for the dead thread in its process"},
 	{name: "partshared"},
 	{name: "partshared", args: []string{"fine"}, peerFails: "criu makes shared memory end where the last mapping of it does"},
 	{name: "manymaps"},
