@@ -1,11 +1,13 @@
 package stages
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"slices"
 	"time"
 
@@ -294,12 +296,12 @@ func (f *freezer) interrupt(t *collectors.Task, tid int) error {
 	return nil
 }
 
-// seize seizes a thread. A leader that the guardian of a dump is at, which was killed just before, is waited for; the
-// guardian takes the leader first too, so neither waits for the other with a part of the task in its hands.
+// seize seizes a thread. One that a tool still has which was killed just before, or its guardian, is waited for. The guardian
+// takes the leader first too: where the leader is ours and another thread is not, it is about to let that go.
 func (f *freezer) seize(t *collectors.Task, tid int) error {
 	for free := 0; ; time.Sleep(time.Millisecond) {
 		err := ptrace.Seize(tid, collectors.TraceOptions)
-		if !errors.Is(err, unix.EPERM) || len(t.Threads) > 0 || time.Now().After(f.deadline) {
+		if !errors.Is(err, unix.EPERM) || time.Now().After(f.deadline) {
 			return err
 		}
 		s, serr := t.Proc.ThreadStatus(tid)
@@ -349,6 +351,15 @@ func (f *freezer) bury(t *collectors.Task) error {
 	}
 }
 
+// commOf is the name of a task in brackets, empty if it has none any more.
+func commOf(pid int) string {
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return ""
+	}
+	return fmt.Sprintf(" (%s)", bytes.TrimSpace(comm))
+}
+
 // denied explains why a thread cannot be seized: it has ended, somebody else traces it, or the tool may not.
 func (f *freezer) denied(t *collectors.Task, tid int) error {
 	s, err := t.Proc.ThreadStatus(tid)
@@ -365,7 +376,7 @@ func (f *freezer) denied(t *collectors.Task, tid int) error {
 		}
 		return nil
 	case s.TracerPid != 0:
-		return fmt.Errorf("task %d is traced by task %d: detach that tracer (a debugger, strace) first", t.Pid, s.TracerPid)
+		return fmt.Errorf("task %d is traced by task %d%s: detach that tracer (a debugger, strace) first", tid, s.TracerPid, commOf(s.TracerPid))
 	}
 	return fmt.Errorf("task %d may not be traced by this user: run as root or with CAP_SYS_PTRACE", t.Pid)
 }

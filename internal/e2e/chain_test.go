@@ -75,16 +75,24 @@ func (c *chain) keeperGone() {
 	c.target.Kill()
 	c.target.await("end of the keeper", func() bool {
 		reapOrphans()
-		pids, _ := filepath.Glob("/proc/[0-9]*")
-		for _, dir := range pids {
-			if text, err := os.ReadFile(dir + "/cmdline"); err == nil && string(text) == "criu-keeper\x00" {
-				if state, err := os.ReadFile(dir + "/fd/3"); err == nil && strings.Contains(string(state), fmt.Sprintf(`"Root":%d,`, c.target.Pid)) {
-					return false
-				}
-			}
-		}
-		return true
+		return len(keepersOf(c.target.Pid)) == 0
 	})
+}
+
+// keepersOf are the keepers of a tree's tracking.
+func keepersOf(root int) (pids []int) {
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		if text, err := os.ReadFile(dir + "/cmdline"); err != nil || string(text) != "criu-keeper\x00" {
+			continue // what others have open is not to be read from
+		}
+		state, err := os.ReadFile(dir + "/fd/3")
+		if err == nil && strings.Contains(string(state), fmt.Sprintf(`"Root":%d,`, root)) {
+			pid, _ := strconv.Atoi(filepath.Base(dir))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // pagesOf is how many bytes of pages a set has.
@@ -223,20 +231,13 @@ func TestKeeperKilled(t *testing.T) {
 
 func killKeeper(t *testing.T, target *Target) {
 	t.Helper()
-	killed := false
-	pids, _ := filepath.Glob("/proc/[0-9]*")
-	for _, dir := range pids {
-		text, err := os.ReadFile(dir + "/cmdline")
-		state, serr := os.ReadFile(dir + "/fd/3")
-		if err == nil && serr == nil && string(text) == "criu-keeper\x00" && strings.Contains(string(state), fmt.Sprintf(`"Root":%d,`, target.Pid)) {
-			pid, _ := strconv.Atoi(filepath.Base(dir))
-			unix.Kill(pid, unix.SIGKILL)
-			target.await("end of the keeper", func() bool { return !alive(pid) })
-			killed = true
-		}
-	}
-	if !killed {
+	keepers := keepersOf(target.Pid)
+	if len(keepers) == 0 {
 		t.Fatal("there is no keeper")
+	}
+	for _, pid := range keepers {
+		unix.Kill(pid, unix.SIGKILL)
+		target.await("end of the keeper", func() bool { return !alive(pid) })
 	}
 }
 
