@@ -1,6 +1,7 @@
 package collectors
 
 import (
+	"cmp"
 	"slices"
 
 	"cryo/internal/dirty"
@@ -178,27 +179,30 @@ func NewTrackers(tasks []*Task) (trackers []*dirty.Tracker, errs []error) {
 		return trackers, errs
 	}
 	enter(tasks, errs)
-	b := remote.NewBuilder("make a userfaultfd")
-	made := b.Call(unix.SYS_USERFAULTFD, remote.Imm(dirty.UffdFlags))
-	open := b.Program()
-	results := runAll(tasks, errs, func(int) *remote.Program { return open })
-	theirs, fds := make([]int64, len(tasks)), make([]int, len(tasks))
+	made := make([]remote.Op, len(tasks))
+	results := runAll(tasks, errs, func(i int) *remote.Program {
+		b := remote.NewBuilder("make a userfaultfd")
+		made[i] = b.Call(unix.SYS_USERFAULTFD, remote.Imm(dirty.UffdFlags)).Must()
+		tasks[i].Session.Lend(b, made[i])
+		return b.Program()
+	})
+	theirs, fds, missed := make([]int64, len(tasks)), make([]int, len(tasks)), make([]error, len(tasks))
 	for i, t := range tasks {
 		fds[i] = -1
-		if errs[i] != nil {
-			continue
+		if errs[i] == nil {
+			theirs[i], errs[i] = results[i].Value(made[i])
 		}
-		if theirs[i], errs[i] = results[i].Value(made); errs[i] == nil {
-			fds[i], errs[i] = t.getFD(int(theirs[i]))
+		if errs[i] == nil {
+			fds[i], missed[i] = t.getFD(int(theirs[i]))
 		}
 	}
 	runAll(tasks, errs, func(i int) *remote.Program {
 		b := remote.NewBuilder("close the userfaultfd")
-		b.Call(unix.SYS_CLOSE, remote.Imm(theirs[i])).Must()
+		tasks[i].Session.TakeBack(b, theirs[i])
 		return b.Program()
 	})
 	for i, t := range tasks {
-		switch {
+		switch errs[i] = cmp.Or(errs[i], missed[i]); {
 		case errs[i] == nil:
 			trackers[i], errs[i] = dirty.NewWriteProtect(t.Pid, fds[i])
 		case fds[i] >= 0:

@@ -162,6 +162,11 @@ func TestKilledPreDump(t *testing.T) {
 			killed++
 		}
 		target.await("end of the guardian's work", guardiansGone)
+		for _, pid := range target.Tree() {
+			if fds := descriptors(pid); slices.Contains(fds, "anon_inode:[userfaultfd]") {
+				t.Fatalf("task %d has a userfaultfd of the tool: %q", pid, fds)
+			}
+		}
 		if _, err := os.Stat(filepath.Join(images, "inventory.img")); err != nil {
 			os.RemoveAll(images)
 			c.sets--
@@ -170,6 +175,16 @@ func TestKilledPreDump(t *testing.T) {
 	t.Logf("killed %d pre-dumps that take %v; %d have their whole set", killed, whole, c.sets-1)
 	target.Restore(tools.Criu, c.Dump())
 	target.Go()
+}
+
+// descriptors are what a task has open.
+func descriptors(pid int) (targets []string) {
+	links, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	for _, link := range links {
+		target, _ := os.Readlink(link)
+		targets = append(targets, target)
+	}
+	return targets
 }
 
 // guardiansGone says whether the guardians of all tools that the test has started are done.

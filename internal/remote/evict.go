@@ -320,7 +320,7 @@ func passOn(tid int, st ptrace.Status) error {
 	return ptrace.Cont(tid, sig)
 }
 
-// unmapArea unmaps an area by a stopped thread outside of it.
+// unmapArea unmaps an area by a stopped thread outside of it, and closes what was lent there.
 func unmapArea(tid int, a Area) error {
 	t, err := Capture(tid)
 	if err != nil {
@@ -331,5 +331,5 @@ func unmapArea(tid int, a Area) error {
 		return err
 	}
 	s.area = a
-	return s.Eject()
+	return errors.Join(s.closeLent(), s.Eject())
 }

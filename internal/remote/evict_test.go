@@ -54,6 +54,60 @@ func TestEvict(t *testing.T) {
 	waitAsleep(t, pid)
 }
 
+// TestEvictLent closes a descriptor that the task had only for the tool.
+func TestEvictLent(t *testing.T) {
+	pid := target(t, "sleep", "1000")
+	fds := func() string {
+		list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint(list)
+	}
+	before, mappings := fds(), maps(t, pid)
+	for _, back := range []bool{false, true} {
+		seized(t, pid, func(th *Thread) {
+			s, err := Inject(th, Options{})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			b := NewBuilder("lend")
+			fd := b.Call(unix.SYS_EVENTFD2, Imm(0), Imm(0)).Must()
+			s.Lend(b, fd)
+			res, err := s.Run(b.Program())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if back {
+				b := NewBuilder("take back")
+				n, err := res.Value(fd)
+				if err != nil {
+					t.Error(err)
+				}
+				s.TakeBack(b, n)
+				if _, err := s.Run(b.Program()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		if (fds() == before) != back {
+			t.Errorf("taken back: %v, but the descriptors are %s", back, fds())
+		}
+		if err := Evict(t.Context(), pid); err != nil {
+			t.Fatal(err)
+		}
+		if after := fds(); after != before {
+			t.Errorf("descriptors %s are %s", before, after)
+		}
+	}
+	if after := maps(t, pid); !bytes.Equal(mappings, after) {
+		t.Errorf("maps are not what they were:\n%s", after)
+	}
+	waitAsleep(t, pid)
+}
+
 func TestEvictFromStopped(t *testing.T) {
 	pid := target(t, "sleep", "1000")
 	before := maps(t, pid)

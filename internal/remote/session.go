@@ -63,7 +63,7 @@ const defaultSlotSize = 32 << 10
 
 // AreaSize is how much memory slots program buffers of slotSize bytes take in a task, with the interpreter.
 func AreaSize(slots, slotSize int) uint64 {
-	return alignUp(arch.BlobPage+uint64(slots)*uint64(slotStride(slotSize)), arch.BlobPage)
+	return alignUp(arch.BlobPage+uint64(slots)*uint64(slotStride(slotSize))+lentSize, arch.BlobPage)
 }
 
 // A slot is a signal frame and a program buffer.
