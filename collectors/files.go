@@ -63,6 +63,7 @@ type Files struct {
 	ttys     terminals
 	unix     *unixSockets
 	packets  packetSockets
+	rings    map[uint64]ringFile         // io_urings by inode number
 	netlinks map[uint32]sockdiag.Netlink // those the kernel lists; nil before the first is met
 	skQueues *image.Output[*sk_packet.SkPacketEntry]
 	self     *Task // the tool, while it holds descriptors in flight; nil before the first

@@ -222,8 +222,13 @@ func (m *Memory) fileID(env *Env, t *Task, i int) (uint64, error) {
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFSOCK {
 		id := env.Files.packets.ring(env.Obstacles, t, mp, st.Ino)
-		vma.MapsSocket(m.entries[i], id)
+		vma.MapsObject(m.entries[i], id)
 		return 0, nil // the next one may be another part of it
+	}
+	if mp.Path() == "anon_inode:"+ringKind {
+		id, err := env.Files.ring(t, mp, st.Ino)
+		vma.MapsObject(m.entries[i], id)
+		return 0, err // the next one may be another part of it
 	}
 	zero := unix.Mkdev(1, 5)
 	if st.Mode&unix.S_IFMT != unix.S_IFREG && !(st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == zero) {
@@ -251,7 +256,7 @@ func (m *Memory) Check(env *Env, t *Task) error {
 	for i := range m.maps {
 		mp, fl := &m.maps[i], flags[i]
 		device := fl&(vma.IO|vma.PFNMap) != 0 && m.kinds[i] != vma.VVAR && m.kinds[i] != vma.Uprobes
-		if device && !vma.Is(m.entries[i], vma.StatusFileShared) {
+		if device && m.entries[i].GetStatus()&(vma.StatusFileShared|vma.StatusSocket) == 0 {
 			m.obstacle(env, t, mp, "memory of a device ("+mp.Name+")", "")
 		}
 		if fl&(vma.UffdMissing|vma.UffdMinor) != 0 && m.watched[i] == nil && env.Files.userfaults.resolved {

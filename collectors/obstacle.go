@@ -16,6 +16,8 @@ type Obstacle struct {
 	What string
 	// Remedy is the option or action that lets the dump go on; empty when there is none.
 	Remedy string
+	// Passing is set if it may go away by itself in a moment, when the task goes on.
+	Passing bool
 }
 
 func (o Obstacle) Error() string {

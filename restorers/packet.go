@@ -9,7 +9,6 @@ import (
 	"cryo/internal/image"
 	"cryo/internal/remote"
 	"cryo/internal/sockopt"
-	"cryo/internal/vma"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	packet_sock "github.com/checkpoint-restore/go-criu/v8/crit/images/packet-sock"
@@ -197,33 +196,4 @@ func deviceName(name string) []byte {
 	b := append([]byte(name), bytes.Repeat([]byte{0}, room)...)[:room]
 	b[room-1] = 0
 	return b
-}
-
-// EmitRings maps the rings of packet sockets into a task (packet(7), mmap). All tasks have their descriptors, and what was
-// not at its final place has been closed: so the task maps what it has itself, or fetches it from who made it.
-func (p *FilePlan) EmitRings(b *remote.Builder, n *Node, l *Layout) error {
-	for _, a := range l.Areas {
-		if !a.Is(vma.StatusSocket) {
-			continue
-		}
-		f := p.Files[uint32(a.Object)]
-		if f == nil || f.At == nil {
-			return fmt.Errorf("%s: file %d, whose ring it is, is no descriptor of any task", a, a.Object)
-		}
-		if _, ok := f.Object.(*packetSocket); !ok {
-			return fmt.Errorf("%s: file %d, whose ring it is, is no packet socket", a, a.Object)
-		}
-		fd, fetched := remote.Arg(remote.Imm(p.ByNode[n].first(f.ID))), []remote.Op(nil)
-		if p.ByNode[n].first(f.ID) < 0 {
-			task := b.Call(unix.SYS_PIDFD_OPEN, remote.Imm(f.At.Node.ID), remote.Imm(0)).Must()
-			own := b.Call(unix.SYS_PIDFD_GETFD, task, remote.Imm(f.FD), remote.Imm(0)).Must()
-			fd, fetched = own, []remote.Op{task, own}
-		}
-		flags := a.Flags&unix.MAP_TYPE | unix.MAP_FIXED_NOREPLACE
-		b.Call(unix.SYS_MMAP, remote.Imm(a.Start), remote.Imm(a.Len()), remote.Imm(a.Prot), remote.Imm(flags), fd, remote.Imm(a.Offset)).Expect(a.Start)
-		for _, op := range fetched {
-			b.Call(unix.SYS_CLOSE, op).Must().Discard()
-		}
-	}
-	return nil
 }

@@ -28,6 +28,7 @@ var kinds = []Kind{
 	{fdinfo.FdTypes_FANOTIFY, collectors.Fanotify{}, restorers.Fanotify{}},
 	{fdinfo.FdTypes_BPFMAP, collectors.BPFMap{}, restorers.BPFMap{}},
 	{image.TypeUserfaultfd, collectors.Userfaultfd{}, restorers.Userfaultfd{}},
+	{fdinfo.FdTypes_EXT, collectors.IOURing{}, restorers.IOURing{}},
 	{fdinfo.FdTypes_PIDFD, collectors.Pidfd{}, restorers.Pidfd{}},
 	{fdinfo.FdTypes_NS, collectors.NsFile{}, restorers.NsFile{}},
 	{fdinfo.FdTypes_MEMFD, collectors.Memfd{}, restorers.Memfd{}},

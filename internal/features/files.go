@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"cryo/internal/iouring"
 	"cryo/internal/procfs"
 
 	"golang.org/x/sys/unix"
@@ -21,8 +22,23 @@ var (
 	MountSetGroup = define("move_mount_set_group", Extra, "5.15", "restore which mounts share", probeMountSetGroup)
 	OverlayMaps   = define("overlayfs_maps", Extra, "6.8", "the same file in mappings and descriptors on overlayfs", probeOverlayMaps)
 	Autofs        = define("autofs", Experimental, "4.4", "the pipe of an autofs mount", probeAutofs)
+	IOURing       = define("io_uring", Extra, "5.11", "restore rings for requests", probeIOURing)
 	TTYLock       = define("tty_lock", ByName, "", "terminals that cannot be opened by others meanwhile", probeTTYLock)
 )
+
+// probeIOURing makes a ring; sandboxes and the setting kernel.io_uring_disabled forbid that. Rings are told enough of since
+// Linux 5.11, which lets SQPOLL do without registered files.
+func probeIOURing() error {
+	p := &iouring.Params{}
+	fd, err := iouring.Setup(1, p)
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("%w: it is forbidden here, see the setting kernel.io_uring_disabled", err)
+	}
+	if err != nil {
+		return err
+	}
+	return unix.Close(fd)
+}
 
 func probeMntID() error { return contains("/proc/self/fdinfo/0", "mnt_id:\t") }
 

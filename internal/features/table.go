@@ -10,7 +10,7 @@ var All = register(
 		TimerIDs, OverlayMaps, Breakpoints, GuardScan,
 	}, []*Feature{ // ours
 		MapFiles, Kcmp, PrctlMM, PtraceSiginfo, GetOwnerUIDs, SockDiag, PeekOff, TCPRepair, TCPWindow, TTYLock,
-		PosixTimers, ProcmapQuery, SoftDirty, WPAsync, CloneIntoCgroup, MemfdExec, CloseRange, PidfdGetfd, SysResource,
+		PosixTimers, ProcmapQuery, SoftDirty, WPAsync, CloneIntoCgroup, MemfdExec, CloseRange, PidfdGetfd, SysResource, IOURing,
 		CheckpointRestore,
 	},
 )

@@ -17,7 +17,7 @@ const (
 	StatusAnonShared  = 1 << 8
 	StatusAnonPrivate = 1 << 9
 	StatusSysV        = 1 << 10
-	StatusSocket      = 1 << 11
+	StatusSocket      = 1 << 11 // rings of a socket, or of an io_uring, which criu does not know
 	StatusVVAR        = 1 << 12
 	StatusAIORing     = 1 << 13
 	StatusMemfd       = 1 << 14
@@ -175,7 +175,8 @@ func Advices(e *vmapb.VmaEntry) []int {
 	return list
 }
 
-// MapsSocket makes the entry one of the rings of a packet socket, whose file has this id.
-func MapsSocket(e *vmapb.VmaEntry, id uint32) {
+// MapsObject makes the entry one of the memory that a descriptor's object has, whose file has this id: rings of a packet
+// socket or of an io_uring.
+func MapsObject(e *vmapb.VmaEntry, id uint32) {
 	e.Status, e.Shmid, e.Fdflags = proto.Uint32(StatusRegular|StatusSocket), proto.Uint64(uint64(id)), proto.Uint32(unix.O_RDWR)
 }
