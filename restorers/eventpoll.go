@@ -80,8 +80,11 @@ func (e *eventPoll) Emit(lv Level, b *remote.Builder, s *Slots) error {
 	case Open:
 		cloexec := s.Cloexec(e.id)
 		s.Made(b.Call(unix.SYS_EPOLL_CREATE1, remote.Imm(cloexec)), e.id, cloexec)
-	case Attach:
+	case Attach, LateWatch:
 		for _, w := range e.tfds {
+			if s.Late(int(w.GetTfd())) != (lv == LateWatch) {
+				continue
+			}
 			b.Call(unix.SYS_EPOLL_CTL, remote.Imm(s.Number(e.id)), remote.Imm(unix.EPOLL_CTL_ADD), remote.Imm(w.GetTfd()),
 				b.Bytes(epollEvent(w.GetEvents(), w.GetData()))).Must().Discard()
 		}

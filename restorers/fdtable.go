@@ -191,6 +191,28 @@ func (s *Slots) Number(id uint32) int {
 // Wanted says whether any task has the file in the end.
 func (s *Slots) Wanted(id uint32) bool { return s.plan.Files[id] != nil }
 
+// Unmake closes all numbers of a file, to make another in its place.
+func (s *Slots) Unmake(id uint32) {
+	first := s.t.firsts[id]
+	for i := first; ; {
+		s.Close(s.t.finals[i].fd)
+		if i = s.t.finals[i].next; i == 0 {
+			break
+		}
+	}
+	s.t.finals[first].there = false
+}
+
+// Late says whether a number is that of a file that is made at Late.
+func (s *Slots) Late(fd int) bool {
+	i, ok := slices.BinarySearchFunc(s.t.finals, final{fd: fd}, byNumber)
+	if !ok || s.plan.Files[s.t.finals[i].id] == nil {
+		return false
+	}
+	r, ok := s.plan.Files[s.t.finals[i].id].Object.(*ioURing)
+	return ok && r.late()
+}
+
 // Made says that the call op has made the file, with O_CLOEXEC or 0, at the lowest free number. It goes to all the
 // numbers the task is to have it at; a file that only other tasks have is kept for them until Attach.
 func (s *Slots) Made(op remote.Op, id uint32, cloexec int) {

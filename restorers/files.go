@@ -25,10 +25,12 @@ const (
 	Attach              // what goes by final numbers: epoll sets, owners of signals; leftovers are closed
 	Watch               // watches, which nothing of the restore is to trigger: no descriptor is closed any more
 	Own                 // owners that are threads: they have to be there
+	Late                // what takes the credentials of its task over: these are the last of its state
+	LateWatch           // watches on that
 )
 
 func (l Level) String() string {
-	return [...]string{"ready", "open", "pair", "fill", "attach", "watch", "own"}[l]
+	return [...]string{"ready", "open", "pair", "fill", "attach", "watch", "own", "late", "late watch"}[l]
 }
 
 // Restorer is the restore half of one kind of descriptor.
@@ -80,6 +82,7 @@ type FilePlan struct {
 	Files       map[uint32]*File
 	limits      Limits
 	fillers     map[Level][]filler
+	late        bool    // something is made at Late
 	ttys        *ttySet // nil: there are none
 	tuns        []*tunFile
 	connections []*inetSocket // of TCP, in repair mode until the tree is let go
@@ -112,6 +115,9 @@ func Shared[T any](p *FilePlanner, key any, make func() (T, error)) (T, error) {
 	}
 	return o, err
 }
+
+// Late says whether there is anything to do at Late and after.
+func (p *FilePlan) Late() bool { return p.late }
 
 // Tables lists the descriptor tables of the tree, in tree order.
 func (p *FilePlanner) Tables() []*Table { return p.plan.Tables }

@@ -60,8 +60,28 @@ func (IOURing) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
 	if err := r.try(); err != nil {
 		return nil, err
 	}
-	p.plan.after(Open, r)
+	if !r.late() {
+		p.plan.after(Open, r)
+		return r, nil
+	}
+	p.plan.late = true
+	p.plan.after(Late, r)
 	return r, nil
+}
+
+// late says whether a thread of the kernel's takes the requests. It is one of the task's threads, with the credentials of
+// who makes the ring and an id that nobody chooses: so the ring is made when all others are there and have theirs.
+func (r *ioURing) late() bool { return r.Flags&iouring.SQPoll != 0 }
+
+// Settle refuses a ring with a thread that several tasks have: when it is made they may have lost the right to take
+// descriptors from each other.
+func (r *ioURing) Settle(p *FilePlanner) error {
+	for _, t := range p.Tables() {
+		if r.late() && t.first(r.id) >= 0 && t != p.File(r.id).Owner {
+			return fmt.Errorf("an io_uring with a thread of the kernel's (IORING_SETUP_SQPOLL) that %s has as well: this cannot be restored yet", t.Node)
+		}
+	}
+	return nil
 }
 
 // check refuses what no kernel would take.
@@ -109,7 +129,14 @@ func (r *ioURing) try() error {
 func (r *ioURing) Needs() []uint32 { return nil }
 
 func (r *ioURing) Emit(lv Level, b *remote.Builder, s *Slots) error {
-	if lv != Open {
+	switch {
+	case lv == Open && r.late():
+		const placeholder = unix.SYS_EVENTFD2
+		s.Made(b.Call(placeholder, remote.Imm(0), remote.Imm(unix.EFD_CLOEXEC)), r.id, unix.O_CLOEXEC)
+		return nil
+	case lv == Late && r.late():
+		s.Unmake(r.id)
+	case lv != Open:
 		return nil
 	}
 	p := iouring.Params{Flags: r.Flags | iouring.CQSize, CQEntries: r.CQEntries}

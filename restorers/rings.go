@@ -13,9 +13,10 @@ import (
 
 // EmitRings maps the memory that descriptors have: rings of packet sockets (packet(7), mmap) and of io_uring(7). All tasks
 // have their descriptors, and what was not at its final place has been closed: so the task maps what it has itself, or
-// fetches it from who made it. pid is the task as the tool sees it, whose address space is otherwise what it is to be.
-func (p *FilePlan) EmitRings(b *remote.Builder, n *Node, l *Layout, pid int) error {
-	var free []*Area
+// fetches it from who made it. pid is the task as the tool sees it, whose address space is otherwise what it is to be. What
+// is made at Late is mapped by a second call, with lv Late.
+func (p *FilePlan) EmitRings(lv Level, b *remote.Builder, n *Node, l *Layout, pid int) error {
+	var fixed, placed []*Area
 	for _, a := range l.Areas {
 		if !a.Is(vma.StatusSocket) {
 			continue
@@ -24,19 +25,28 @@ func (p *FilePlan) EmitRings(b *remote.Builder, n *Node, l *Layout, pid int) err
 		if f == nil || f.At == nil {
 			return fmt.Errorf("%s: file %d, whose ring it is, is no descriptor of any task", a, a.Object)
 		}
-		switch f.Object.(type) {
+		switch o := f.Object.(type) {
 		case *packetSocket:
-			p.emitRing(b, n, a, a.Start, unix.MAP_FIXED_NOREPLACE)
+			if lv != Late {
+				fixed = append(fixed, a)
+			}
 		case *ioURing:
-			free = append(free, a)
+			if o.late() == (lv == Late) {
+				placed = append(placed, a)
+			}
 		default:
 			return fmt.Errorf("%s: file %d, whose ring it is, has none", a, a.Object)
 		}
 	}
-	if len(free) == 0 {
-		return nil
+	if len(placed) > 0 {
+		if err := emitWhereRoomIs(b, pid, placed, func(a *Area) { p.emitRing(b, n, a, 0, 0) }); err != nil {
+			return err
+		}
 	}
-	return p.emitWhereRoomIs(b, n, l, pid, free)
+	for _, a := range fixed {
+		p.emitRing(b, n, a, a.Start, unix.MAP_FIXED_NOREPLACE)
+	}
+	return nil
 }
 
 // emitRing maps the memory of a descriptor at an address, or where the kernel puts it, which has to be the same.
@@ -56,28 +66,21 @@ func (p *FilePlan) emitRing(b *remote.Builder, n *Node, a *Area, at uint64, flag
 }
 
 // emitWhereRoomIs maps areas that the kernel lets nobody choose the address of: since Linux 6.4 memory of an io_uring is
-// neither mapped nor moved to a given one. So everything else that is free, and large enough, is taken for a moment.
-func (p *FilePlan) emitWhereRoomIs(b *remote.Builder, n *Node, l *Layout, pid int, areas []*Area) error {
+// neither mapped nor moved to a given one. So everything else that is free is taken for a moment.
+func emitWhereRoomIs(b *remote.Builder, pid int, areas []*Area, emit func(*Area)) error {
 	maps, err := vma.List(pid)
 	if err != nil {
 		return err
 	}
-	var taken []Range
+	var taken, wanted []Range
 	for _, m := range maps {
 		taken = append(taken, Range{m.Start, m.End})
 	}
-	smallest := areas[0].Len()
-	for _, a := range l.Areas {
-		taken = append(taken, Range{a.Start, a.End})
-	}
 	for _, a := range areas {
-		smallest = min(smallest, a.Len())
+		wanted = append(wanted, Range{a.Start, a.End})
 	}
-	holes := holesIn(taken, smallest)
-	for _, a := range areas {
-		holes = append(holes, Range{a.Start, a.End})
-	}
-	for _, h := range holes {
+	holes := holesIn(taken, wanted)
+	for _, h := range slices.Concat(holes, wanted) {
 		reserve := b.CallNumbers(unix.SYS_MMAP, h.Start, h.Len(), unix.PROT_NONE,
 			unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE|unix.MAP_FIXED_NOREPLACE, noFile, 0)
 		if h.End <= minHole {
@@ -87,37 +90,37 @@ func (p *FilePlan) emitWhereRoomIs(b *remote.Builder, n *Node, l *Layout, pid in
 		}
 	}
 	release := func(r Range) { b.CallNumbers(unix.SYS_MUNMAP, r.Start, r.Len()).Must().Discard() }
-	for _, a := range areas {
-		release(Range{a.Start, a.End})
-		p.emitRing(b, n, a, 0, 0)
+	for i, a := range areas {
+		release(wanted[i])
+		emit(a)
 	}
-	for _, h := range holes[:len(holes)-len(areas)] {
+	for _, h := range holes {
 		release(h)
 	}
 	return nil
 }
 
-// holesIn lists what is free of a task's address space, in pieces of size bytes at least. The lowest pages, where not
-// everybody may map, are a piece of their own.
-func holesIn(taken []Range, size uint64) []Range {
-	slices.SortFunc(taken, func(a, b Range) int { return cmp.Compare(a.Start, b.Start) })
+// holesIn lists what is free of a task's address space and neither taken nor wanted, but for holes that are too small for
+// anything wanted and do not touch it. The lowest pages, where not everybody may map, are a hole of their own.
+func holesIn(taken, wanted []Range) []Range {
+	smallest := uint64(TaskSize)
+	touched := map[uint64]bool{}
+	for _, w := range wanted {
+		smallest = min(smallest, w.Len())
+		touched[w.Start], touched[w.End] = true, true
+	}
+	all := slices.Concat(taken, wanted, []Range{{minHole, minHole}, {TaskSize, TaskSize}})
+	slices.SortFunc(all, func(a, b Range) int { return cmp.Compare(a.Start, b.Start) })
 	var holes []Range
 	at := uint64(unix.Getpagesize())
-	hole := func(end uint64) {
-		if at < minHole && end > minHole {
-			holes = append(holes, Range{at, minHole})
-			at = minHole
-		}
-		if end > at && end-at >= size {
-			holes = append(holes, Range{at, end})
-		}
-	}
-	for _, t := range append(taken, Range{TaskSize, TaskSize}) {
-		if t.Start > TaskSize {
+	for _, r := range all {
+		if r.Start > TaskSize {
 			break
 		}
-		hole(min(t.Start, TaskSize))
-		at = max(at, t.End)
+		if r.Start > at && (r.Start-at >= smallest || touched[at] || touched[r.Start]) {
+			holes = append(holes, Range{at, r.Start})
+		}
+		at = max(at, r.End)
 	}
 	return holes
 }

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"runtime"
 	"slices"
+	"time"
 
 	"cryo/collectors"
 	"cryo/internal/actions"
@@ -26,15 +28,44 @@ func Dump(ctx context.Context, o *options.Options) error {
 	if err := o.Check(options.Dump); err != nil {
 		return err
 	}
-	_, err := runDumper(ctx, o, openSink, (*dumper).graph)
-	return err
+	pause := firstPause
+	for n := 1; ; n++ {
+		t := try{again: n > 1, last: n == dumpTries || o.Stream || o.PageServer || o.ImagesDir == piped} // what has been sent is not sent again
+		_, err := runDumper(ctx, o, openSink, (*dumper).graph, t)
+		if t.last || !goesAway(err) {
+			return err
+		}
+		slog.Info(fmt.Sprintf("Trying again in %v: %v", pause, err))
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+			pause *= 2
+		}
+	}
+}
+
+// A dump is tried so often while all that stands in its way goes away by itself; the tree runs in between, for so long at
+// first, and then twice as long each time.
+const (
+	dumpTries  = 7
+	firstPause = 5 * time.Millisecond
+)
+
+// try says which of several dumps of a tree one is.
+type try struct{ again, last bool }
+
+// goesAway says whether a dump was refused for nothing but what may have gone away in a moment.
+func goesAway(err error) bool {
+	var o *collectors.ObstacleError
+	return errors.As(err, &o) && !slices.ContainsFunc(o.List, func(o collectors.Obstacle) bool { return !o.Passing })
 }
 
 // opener opens where a set goes to; its directory stays the caller's, and is nil where it has none.
 type opener func(*options.Options, *os.File) (sinks.Sink, error)
 
 // runDumper runs the graph that declare makes of a dumper, with a guardian, and when it has succeeded what follows.
-func runDumper(ctx context.Context, o *options.Options, open opener, declare func(*dumper) *pipeline.Graph) (*stats.Dump, error) {
+func runDumper(ctx context.Context, o *options.Options, open opener, declare func(*dumper) *pipeline.Graph, t try) (*stats.Dump, error) {
 	hideShards(o)
 	guard := launchGuardian()
 	own := *o // the client may add to it
@@ -44,6 +75,7 @@ func runDumper(ctx context.Context, o *options.Options, open opener, declare fun
 	}
 	defer d.close()
 	d.warm()
+	d.try = t
 	if err = d.announce(ctx); err == nil {
 		err = d.run(ctx, declare(d), guard)
 	}
@@ -59,8 +91,13 @@ func runDumper(ctx context.Context, o *options.Options, open opener, declare fun
 
 // announce tells of the dump that begins, and asks the client what is to stay outside of it.
 func (d *dumper) announce(ctx context.Context) error {
-	if err := d.scripts.Run(ctx, preDump); err != nil || d.o.Client == nil || d.o.Verb == options.PreDump {
-		return err
+	if !d.try.again {
+		if err := d.scripts.Run(ctx, preDump); err != nil {
+			return err
+		}
+	}
+	if d.o.Client == nil || d.o.Verb == options.PreDump {
+		return nil
 	}
 	more, err := d.o.Client.External(ctx)
 	if err != nil {

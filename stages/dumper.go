@@ -32,6 +32,7 @@ const (
 // dumper holds the services the stages of one dump use. What they learn of tasks travels on the graph's edges.
 type dumper struct {
 	o       *options.Options
+	try     try
 	log     *slog.Logger
 	env     *collectors.Env
 	sink    sinks.Sink

@@ -217,7 +217,7 @@ func (m *migration) move(ctx context.Context) error {
 	_, err = runDumper(ctx, o, sinkTo(conn), func(d *dumper) *pipeline.Graph {
 		d.give = m.handOver
 		return d.graph()
-	})
+	}, try{last: true})
 	return err
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 
 	"cryo/collectors"
@@ -97,8 +98,12 @@ func (d *dumper) refuse(s *pipeline.Stage, all []told) ([]*collectors.Task, erro
 	if err := d.env.Files.ResolveUserfaults(tasks, d.tracer.Do); err != nil {
 		return nil, err
 	}
+	level := slog.LevelError
+	if !d.try.last && goesAway(d.env.Obstacles.Err()) {
+		level = slog.LevelInfo // it may not be the end
+	}
 	for _, o := range d.env.Obstacles.All() {
-		s.Logger().Error(o.Error())
+		s.Logger().Log(s.Context(), level, o.Error())
 	}
 	if d.o.DryRun {
 		return nil, errDryRun

@@ -28,7 +28,7 @@ func PreDump(ctx context.Context, o *options.Options) error {
 func preDumpTo(ctx context.Context, o *options.Options, open opener) (*stats.Dump, error) {
 	ahead := *o
 	ahead.TrackMem, ahead.Final = true, options.LeaveRunning
-	return runDumper(ctx, &ahead, open, (*dumper).preDumpGraph)
+	return runDumper(ctx, &ahead, open, (*dumper).preDumpGraph, try{last: true})
 }
 
 // preDumpGraph declares the pre-dump.

@@ -79,15 +79,17 @@ func (r *restorer) trackName(s *pipeline.Stage) restorers.Track {
 
 // restoreFiles makes all descriptors. What the tool does for it, it does in the tree's network namespace.
 func (r *restorer) restoreFiles(s *pipeline.Stage, f *family) (*family, error) {
-	err := nsenter.Net(r.net, func() error { return r.fileLevels(s, f) })
+	f.files.Track = r.trackName(s)
+	err := nsenter.Net(r.net, func() error {
+		return r.fileLevels(s, f, restorers.Open, restorers.Pair, restorers.Fill, restorers.Attach, restorers.Watch)
+	})
 	return f, err
 }
 
 // fileLevels goes level by level: every task has finished one before any begins the next.
-func (r *restorer) fileLevels(s *pipeline.Stage, f *family) error {
+func (r *restorer) fileLevels(s *pipeline.Stage, f *family, levels ...restorers.Level) error {
 	pid := func(t *restorers.Table) int { return f.byNode[t.Node].PID() }
-	f.files.Track = r.trackName(s)
-	for _, lv := range []restorers.Level{restorers.Open, restorers.Pair, restorers.Fill, restorers.Attach, restorers.Watch} {
+	for _, lv := range levels {
 		if err := r.fileLevel(f, lv); err != nil {
 			return err
 		}

@@ -26,6 +26,11 @@ func (r *restorer) jump(s *pipeline.Stage, f *family) (*family, error) {
 	if err := r.lateState(f, live); err != nil {
 		return nil, err
 	}
+	if f.files.Late() {
+		if err := r.lateFiles(s, f, live); err != nil {
+			return nil, err
+		}
+	}
 	return f, r.tracer.Do(func() error {
 		sessions := make([]*remote.Session, len(live))
 		for i, m := range live {
@@ -74,6 +79,16 @@ func (r *restorer) lateState(f *family, live []*member) error {
 		return err
 	}
 	return r.leaders(f, several, "last process state", restorers.ThreadLast, restorers.TaskLast)
+}
+
+// lateFiles makes those descriptors that take over the credentials of their task, and maps what they have.
+func (r *restorer) lateFiles(s *pipeline.Stage, f *family, live []*member) error {
+	if err := r.fileLevels(s, f, restorers.Late, restorers.LateWatch); err != nil {
+		return err
+	}
+	return r.runAll(live, "late rings", func(m *member, b *remote.Builder) error {
+		return f.files.EmitRings(restorers.Late, b, m.Node, f.layouts[m.Node], m.PID())
+	})
 }
 
 // suspendSeccomp keeps the filters that are about to be installed from judging the calls that still come.

@@ -14,7 +14,7 @@ func (r *restorer) restoreMem(s *pipeline.Stage, f *family) (*family, error) {
 	live := f.alive()
 	fsDone := map[uint32]bool{}
 	err := r.runAll(live, "finish memory", func(m *member, b *remote.Builder) error {
-		if err := f.files.EmitRings(b, m.Node, f.layouts[m.Node], m.PID()); err != nil {
+		if err := f.files.EmitRings(restorers.Attach, b, m.Node, f.layouts[m.Node], m.PID()); err != nil {
 			return err
 		}
 		if err := restorers.EmitAIO(b, m.MM.GetAios(), m.PID()); err != nil {

@@ -13,7 +13,7 @@ need gcc "gcc libc6-dev" "workloads are small C programs"
 like python3 python3 "a real program that is dumped"
 like perl perl "a real program that is dumped"
 like make make "a build that is dumped in flight"
-for server in redis-server/redis-server memcached/memcached nginx/nginx-light haproxy/haproxy psql/postgresql node/nodejs \
+for server in redis-server/redis-server memcached/memcached nginx/nginx-light haproxy/haproxy psql/postgresql mariadbd/mariadb-server-core mariadb/mariadb-client-core node/nodejs \
 	java/openjdk-17-jre-headless sqlite3/sqlite3 script/bsdutils tmux/tmux vi/vim-tiny sshd/openssh-server rsyslogd/rsyslog \
 	dnsmasq/dnsmasq-base dbus-daemon/dbus-daemon; do
 	like ${server%/*} ${server#*/} "a server that is dumped with clients connected"

@@ -62,7 +62,8 @@ var packages = map[string]string{
 	"redis-cli": "redis-tools", "nginx": "nginx-light", "psql": "postgresql", "node": "nodejs", "java": "openjdk-17-jre-headless",
 	"script": "bsdutils", "logger": "bsdutils", "setpriv": "util-linux", "vi": "vim-tiny", "sshd": "openssh-server",
 	"ssh": "openssh-client", "ssh-keygen": "openssh-client", "rsyslogd": "rsyslog",
-	"dnsmasq": "dnsmasq-base", "dbus-send": "dbus-bin", "mariadbd": "mariadb-server",
+	"dnsmasq": "dnsmasq-base", "dbus-send": "dbus-bin", "mariadbd": "mariadb-server-core",
+	"mariadb-install-db": "mariadb-server-core", "mariadb": "mariadb-client-core",
 }
 
 // require returns the path of a program, or skips the test.

@@ -31,6 +31,11 @@ func programCommand(argv ...string) func(*instance) []string {
 	}
 }
 
+// ringNodeCommand lets node do what it does with files by io_uring, which it has to be asked for.
+func ringNodeCommand(s *instance) []string {
+	return append([]string{"env", "UV_USE_IO_URING=1"}, programCommand("node", "server.js")(s)...)
+}
+
 func goCommand(s *instance) []string {
 	bin := s.path("webserver")
 	build := exec.Command("go", "build", "-o", bin, "../../testdata/programs/webserver")

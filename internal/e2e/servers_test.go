@@ -65,6 +65,7 @@ var services = []service{
 	{"mariadb", []string{"mariadbd", "mariadb-install-db", "mariadb"}, []string{"--file-locks"}, mariadbCommand, mariadbClient},
 	{"haproxy", []string{"haproxy"}, nil, haproxyCommand, haproxyClient},
 	{"node", []string{"node"}, nil, programCommand("node", "server.js"), webClient("/thread", "/process", "/pipe", "/file")},
+	{"node, io_uring", []string{"node"}, nil, ringNodeCommand, webClient("/thread", "/process", "/pipe", "/file")},
 	{"java", []string{"java"}, nil, programCommand("java", "-Xmx400m", "Server.java"), webClient("/thread", "/pipe", "/heap", "/collect")},
 	{"go", []string{"go"}, nil, goCommand, webClient("/thread", "/pipe")},
 	{"python", []string{"python3"}, nil, programCommand("/usr/bin/python3", "server.py"), webClient("/thread", "/process", "/memory", "/pipe")},

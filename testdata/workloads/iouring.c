@@ -125,7 +125,7 @@ static void ring_check(struct ring *r, unsigned sq, unsigned cq, unsigned unread
 int main(void)
 {
 	struct ring plain, large, thread = { .fd = -1 };
-	int status;
+	int status, pipes[2];
 
 	workload_init();
 	if (ring_open(&plain, 8, 0, 0)) {
@@ -145,13 +145,21 @@ int main(void)
 		ring_file(&thread, "thread");
 		ring_leave(&thread, 4, 0);
 	}
+	CHECK(!pipe2(pipes, O_CLOEXEC), "pipe");
 	pid_t child = fork();
 	CHECK(child >= 0, "fork");
 	if (!child) {
 		close(workload_dir);
+		if (thread_made) {
+			close(thread.fd);
+			munmap(thread.mem, thread.size);
+			munmap(thread.sqes, thread.p.sq_entries * sizeof(*thread.sqes));
+		}
+		CHECK(write(pipes[1], "x", 1) == 1, "say so");
 		pause();
 		_exit(1);
 	}
+	CHECK(read(pipes[0], &status, 1) == 1, "the child lets go of the thread");
 
 	workload_ready();
 
