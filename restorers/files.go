@@ -18,15 +18,15 @@ type Level int
 
 // The levels.
 const (
-	Ready  Level = iota // the tool makes what tasks fetch from it, before there are any
-	Open                // what depends on nothing comes to be, each object in the task that owns it
-	Pair                // what is made out of another object: a pipe opened once more, the other end of a connection
-	Fill                // tasks fetch what others made for them; the tool puts contents in (FilePlan.Fill)
-	Attach              // what goes by final numbers: epoll sets, owners of signals; leftovers are closed
-	Watch               // watches, which nothing of the restore is to trigger: no descriptor is closed any more
-	Own                 // owners that are threads: they have to be there
-	Late                // what takes the credentials of its task over: these are the last of its state
-	LateWatch           // watches on that
+	Ready     Level = iota // the tool makes what tasks fetch from it, before there are any
+	Open                   // what depends on nothing comes to be, each object in the task that owns it
+	Pair                   // what is made out of another object: a pipe opened once more, the other end of a connection
+	Fill                   // tasks fetch what others made for them; the tool puts contents in (FilePlan.Fill)
+	Attach                 // what goes by final numbers: epoll sets, owners of signals; leftovers are closed
+	Watch                  // watches, which nothing of the restore is to trigger: no descriptor is closed any more
+	Own                    // owners that are threads: they have to be there
+	Late                   // what takes the credentials of its task over: these are the last of its state
+	LateWatch              // watches on that
 )
 
 func (l Level) String() string {
