@@ -84,9 +84,6 @@ func (m *Memory) SetParent(p ParentPages) {
 	m.keepZero = m.keepZero || p == ParentElsewhere
 }
 
-// KeepZero stores pages of zeros as well, so that a page server has all that may be left to its set later.
-func (m *Memory) KeepZero() { m.keepZero = true }
-
 // lister makes a Tracking of a scan.
 type lister struct {
 	Tracking

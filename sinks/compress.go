@@ -1,20 +1,16 @@
 package sinks
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"runtime"
-	"slices"
-	"sync"
 	"sync/atomic"
 
 	"cryo/internal/image"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/inventory"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pagemap"
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -77,7 +73,10 @@ func (c *Compressed) base() image.Source {
 
 // Pagemap opens both files of an object.
 func (c *Compressed) Pagemap(kind image.PagemapKind, id uint64) (Pagemap, error) {
-	p := &packedPagemap{c: c, blocks: make(chan *packedBlock, cap(c.busy))}
+	if server, ok := c.Sink.(*PageServer); ok {
+		return newPackedServerPagemap(c, server, kind, id), nil
+	}
+	p := &packedPagemap{}
 	base := c.base()
 	if sealed, ok := c.Sink.(*Encrypted); ok && base != nil {
 		up, err := image.Unseal(base, sealed.key)
@@ -106,32 +105,19 @@ func (c *Compressed) Pagemap(kind image.PagemapKind, id uint64) (Pagemap, error)
 	if err := p.enc.Entry(&pagemap.PagemapHead{PagesId: &pagesID}); err != nil {
 		return nil, errors.Join(err, maps.Close(), pages.Close())
 	}
-	p.group.Go(p.write)
+	p.start(c, p.take)
 	return p, nil
 }
 
-// packedPagemap is one object on its way. Whoever fills it makes blocks, which are compressed side by side and written in
-// order by a goroutine of its own.
+// packedPagemap is one object on its way to two files.
 type packedPagemap struct {
 	runs
-	c           *Compressed
+	packer
 	enc         *image.Encoder
 	maps, pages Writer
 	parent      *parentRuns
-	block       *packedBlock // being filled; nil: none
-	blocks      chan *packedBlock
-	group       errgroup.Group
-	failed      atomic.Bool
+	sizes       []uint32 // of the blocks of the run
 	written     int64
-}
-
-// packedBlock is a block of a run's pages, and with the last one the run.
-type packedBlock struct {
-	plain  []byte
-	packed []byte // nil: it is stored plainly
-	zero   bool
-	done   chan struct{}
-	end    *image.Run
 }
 
 func (p *packedPagemap) Add(vaddr, pages uint64, flags uint32) error {
@@ -159,14 +145,11 @@ func (p *packedPagemap) Advance(int64) {}
 func (p *packedPagemap) Write(b []byte) (int, error) {
 	size := int(p.c.block) * image.PageSize
 	for rest := b; len(rest) > 0; {
-		if p.block == nil {
-			if err := p.begin(size); err != nil {
-				return 0, err
-			}
+		n, err := p.fill(rest, size)
+		if err != nil {
+			return 0, err
 		}
-		n := min(size-len(p.block.plain), len(rest))
-		p.block.plain, rest = append(p.block.plain, rest[:n]...), rest[n:]
-		if len(p.block.plain) == size {
+		if rest = rest[n:]; len(p.block.plain) == size {
 			p.dispatch(nil)
 		}
 	}
@@ -174,88 +157,31 @@ func (p *packedPagemap) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// begin starts a block when there is room for another.
-func (p *packedPagemap) begin(size int) error {
-	p.c.busy <- struct{}{}
-	if p.failed.Load() {
-		<-p.c.busy
-		return errors.New("pages could not be written")
-	}
-	p.block = packedBlocks.Get().(*packedBlock)
-	p.block.plain = slices.Grow(p.block.plain[:0], size)
-	p.block.packed, p.block.zero, p.block.done = p.block.packed[:0], false, make(chan struct{})
-	return nil
-}
-
-// packedBlocks keeps the memory of blocks.
-var packedBlocks = sync.Pool{New: func() any { return new(packedBlock) }}
-
-// dispatch compresses the block that was filled, beside others, and hands it to the writer.
-func (p *packedPagemap) dispatch(end *image.Run) {
-	b := p.block
-	p.block = nil
-	b.end = end
-	p.blocks <- b
-	if p.c.codec == image.Plain {
-		b.packed = nil
-		close(b.done)
-		return
-	}
-	go func() {
-		defer close(b.done)
-		if b.zero = allZero(b.plain); !b.zero {
-			b.packed = p.c.codec.Shrink(b.packed, b.plain)
-		}
-	}()
-}
-
-func allZero(b []byte) bool { return b[0] == 0 && bytes.Equal(b[:len(b)-1], b[1:]) }
-
 // endRun is told of a run whose bytes have all come.
 func (p *packedPagemap) endRun(run image.Run) error {
 	if p.block != nil {
 		p.dispatch(&run)
 		return nil
 	}
-	p.blocks <- &packedBlock{end: &run}
+	p.blocks <- &packedBlock{run: &run}
 	return nil
 }
 
-// write writes blocks and entries in their order. After an error it goes on taking them, so that nobody waits for ever.
-func (p *packedPagemap) write() error {
-	var failed error
-	var sizes []uint32
-	for b := range p.blocks {
-		if b.done != nil {
-			<-b.done
-			if failed == nil {
-				data := b.data()
-				sizes = append(sizes, uint32(len(data)))
-				_, failed = p.pages.Write(data)
-			}
-			<-p.c.busy
-		}
-		if b.end != nil && failed == nil {
-			failed = p.store(*b.end, sizes)
-			sizes = sizes[:0]
-		}
-		p.failed.Store(failed != nil)
-		if b.done != nil {
-			packedBlocks.Put(b)
+// take writes a block, and the entry of the run that ends with it.
+func (p *packedPagemap) take(b *packedBlock) error {
+	if b.done != nil {
+		data := b.data()
+		p.sizes = append(p.sizes, uint32(len(data)))
+		if _, err := p.pages.Write(data); err != nil {
+			return err
 		}
 	}
-	return failed
-}
-
-// data is what is stored of a block.
-func (b *packedBlock) data() []byte {
-	switch {
-	case b.zero:
+	if b.run == nil {
 		return nil
-	case b.packed != nil:
-		return b.packed
 	}
-	return b.plain
+	err := p.store(*b.run, p.sizes)
+	p.sizes = p.sizes[:0]
+	return err
 }
 
 // store writes the entry of a run. What is left to the parent has to be there.
@@ -272,12 +198,7 @@ func (p *packedPagemap) store(run image.Run, sizes []uint32) error {
 }
 
 func (p *packedPagemap) Close() error {
-	err := p.finish(p.written)
-	close(p.blocks)
-	err = errors.Join(err, p.group.Wait())
-	if p.block != nil { // more bytes than runs
-		<-p.c.busy
-	}
+	err := errors.Join(p.finish(p.written), p.wait())
 	if p.parent != nil {
 		p.parent.Close()
 	}

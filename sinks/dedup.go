@@ -15,6 +15,8 @@ import (
 // Dedup takes out of the sets that set builds on the pages that it has itself: nobody will read them there any more.
 // The files keep their size and get holes (FALLOC_FL_PUNCH_HOLE). It returns the number of bytes given back.
 //
+// What is compressed stays: a block has pages of both sorts.
+//
 // The older sets cannot be restored by themselves afterwards, so it is for a set that is complete: a dump with
 // --auto-dedup does it after its Commit and not page by page, or a dump that fails would take the older sets with it.
 func Dedup(set *image.Dir) (int64, error) {
@@ -117,7 +119,7 @@ func punchHole(pages *image.Pages, off, n int64) error {
 
 // dedupObject does it for one object, in all generations that have it.
 func dedupObject(set *image.Dir, o object) (int64, error) {
-	newest, err := image.ReadPagemap(set, o.kind, o.id)
+	newest, err := image.ReadPagemap(image.Packed(set), o.kind, o.id)
 	if err != nil {
 		return 0, err
 	}
@@ -156,6 +158,8 @@ type generation struct {
 	pages *image.Pages
 	run   image.Run
 	off   int64 // of run in the pages file
+	next  int64 // where the one after it may begin
+	plain bool  // its pages are there as they are
 	end   bool
 }
 
@@ -171,7 +175,7 @@ func openGenerations(set *image.Dir, kind image.PagemapKind, id uint64) ([]*gene
 			return all, err
 		}
 		below = src.(*image.Dir)
-		maps, err := image.ReadPagemap(below, kind, id)
+		maps, err := image.ReadPagemap(image.Packed(below), kind, id)
 		if errors.Is(err, fs.ErrNotExist) {
 			// Whoever reads the chain stops where an object is missing.
 			below.Close()
@@ -206,7 +210,7 @@ func (g *generation) punch(run image.Run) (int64, error) {
 	for {
 		if g.run.End() > run.Addr {
 			from, to := max(run.Addr, g.run.Addr), min(run.End(), g.run.End())
-			if from < to && g.run.Flags&image.PEPresent != 0 {
+			if from < to && g.run.Flags&image.PEPresent != 0 && g.plain {
 				n := int64(to - from)
 				off := g.off + int64(from-g.run.Addr)
 				if err := punchHole(g.pages, off, n); err != nil {
@@ -229,9 +233,11 @@ func (g *generation) punch(run image.Run) (int64, error) {
 		if err != nil {
 			return freed, err
 		}
-		if g.run.Flags&image.PEPresent != 0 {
-			g.off += int64(g.run.Bytes())
-		}
 		g.run = next
+		if next.Flags&image.PEPresent != 0 {
+			var n int64
+			g.off, n, g.plain = g.maps.Stored(next, g.next)
+			g.next = g.off + n
+		}
 	}
 }

@@ -94,7 +94,10 @@ func (d *Dir) previous() (image.Source, error) {
 	}
 	here := image.NewDir(os.NewFile(uintptr(dup), d.path))
 	defer here.Close()
-	d.parent, err = here.Parent()
+	up, err := here.Parent()
+	if up != nil {
+		d.parent = image.Packed(up)
+	}
 	return d.parent, err
 }
 

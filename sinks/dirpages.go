@@ -72,6 +72,21 @@ func (p *dirPagemap) store(run image.Run) error {
 
 func (p *dirPagemap) Add(vaddr, pages uint64, flags uint32) error { return p.add(vaddr, pages, flags) }
 
+// addPacked adds a run whose bytes are there already, in compressed blocks.
+func (p *dirPagemap) addPacked(run image.Run, blocks image.Blocks) error {
+	if err := p.flush(); err != nil {
+		return err
+	}
+	if run.Addr%image.PageSize != 0 || run.End() < run.Addr || run.Addr < p.last.Addr {
+		return fmt.Errorf("%s: %d pages at %#x are no pages, or come too late", p.name, run.Pages, run.Addr)
+	}
+	p.last = image.Run{Addr: run.End()}
+	for _, size := range blocks.Sizes {
+		p.present += int64(size)
+	}
+	return p.enc.PackedRun(run, blocks)
+}
+
 func (p *dirPagemap) HasParent() (bool, error) { return p.parent != nil, nil }
 
 func (p *dirPagemap) Direct() (*os.File, int64, bool) {

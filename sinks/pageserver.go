@@ -9,12 +9,14 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync"
 
 	"cryo/internal/image"
 	"cryo/internal/pagexfer"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/inventory"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/pagemap"
 )
 
 // PageServer is a set whose page maps and pages go to a page server, criu 4.2's or this one's (ServePages), while
@@ -26,6 +28,7 @@ type PageServer struct {
 	w    *bufio.Writer
 	tls  bool
 	last uint16     // the command that ends the session
+	keep bool       // see KeepIndex
 	turn sync.Mutex // held by the page map that is being sent: the protocol knows one at a time
 }
 
@@ -50,13 +53,41 @@ func (s *PageServer) Create(name string) (Writer, error) { return s.meta.Create(
 // Pagemap makes a page map that is sent from its first Add to its Close, alone. The server numbers pages files in
 // that order.
 func (s *PageServer) Pagemap(kind image.PagemapKind, id uint64) (Pagemap, error) {
-	if err := s.meta.prepare(); err != nil { // a server with the same directory looks for the link to the parent
-		return nil, err
-	}
+	return s.pagemap(kind, id), nil
+}
+
+func (s *PageServer) pagemap(kind image.PagemapKind, id uint64) *serverPagemap {
 	p := &serverPagemap{s: s, object: pagexfer.Object(kind, id)}
 	p.runs = runs{name: kind.Kind().File(id), emit: p.send}
-	return p, nil
+	return p
 }
+
+// sentPrefix is what the names of page maps begin with that tell what was sent.
+const sentPrefix = "sent-"
+
+// IsSent says whether a file is such a page map.
+func IsSent(name string) bool { return strings.HasPrefix(name, sentPrefix) }
+
+// KeepIndex has the directory get page maps of what is sent, so that the next set that builds on this one knows what
+// the server has.
+func (s *PageServer) KeepIndex() { s.keep = true }
+
+// Server is the page server that a sink sends its pages to, nil for none.
+func Server(to Sink) *PageServer {
+	if c, ok := to.(*Compressed); ok {
+		to = c.Sink
+	}
+	s, _ := to.(*PageServer)
+	return s
+}
+
+// Sent is what a set in src has sent to a page server: a set of page maps without pages.
+func Sent(src image.Source) image.Source { return sent{src} }
+
+type sent struct{ image.Source }
+
+func (s sent) Open(name string) (io.ReadCloser, error) { return s.Source.Open(sentPrefix + name) }
+func (s sent) Exists(name string) (bool, error)        { return s.Source.Exists(sentPrefix + name) }
 
 // HasParent asks the server whether its parent set has the object.
 func (s *PageServer) HasParent(kind image.PagemapKind, id uint64) (bool, error) {
@@ -124,6 +155,14 @@ func (s *PageServer) put(m pagexfer.Msg) error {
 	return nil
 }
 
+// send sends bytes that belong to a message.
+func (s *PageServer) send(b []byte) error {
+	if _, err := s.w.Write(b); err != nil {
+		return s.fail(err)
+	}
+	return nil
+}
+
 func (s *PageServer) fail(err error) error {
 	return fmt.Errorf("page server at %s: %w", s.conn.RemoteAddr(), err)
 }
@@ -136,6 +175,9 @@ type serverPagemap struct {
 	object    uint64
 	open      bool
 	hasParent bool
+	packed    bool // pages go in compressed blocks
+	index     *image.Encoder
+	indexFile Writer
 	written   int64
 	start     int64 // written when the run began
 }
@@ -147,9 +189,47 @@ func (p *serverPagemap) begin() error {
 	}
 	p.s.turn.Lock()
 	p.open = true
-	answer, err := p.s.ask(pagexfer.Msg{Cmd: pagexfer.Open2, Object: p.object}, 1)
-	p.hasParent = answer != 0
-	return err
+	if err := p.s.meta.prepare(); err != nil { // a server with the same directory looks for the link to the parent
+		return err
+	}
+	m := pagexfer.Msg{Cmd: pagexfer.Open2, Object: p.object}
+	if p.packed {
+		m.Pages = pagexfer.AskPacked
+	}
+	answer, err := p.s.ask(m, 1)
+	if err != nil {
+		return err
+	}
+	p.hasParent = answer&pagexfer.HasParent != 0
+	if p.packed && answer&pagexfer.TakesPacked == 0 {
+		return p.s.fail(errors.New("it takes no compressed pages, as criu's do not: leave --compress out, or start the page server of this program there"))
+	}
+	if p.s.keep {
+		return p.keepIndex()
+	}
+	return nil
+}
+
+// keepIndex begins the page map of what is sent.
+func (p *serverPagemap) keepIndex() (err error) {
+	name := sentPrefix + p.name
+	if p.indexFile, err = p.s.meta.Create(name); err != nil {
+		return err
+	}
+	kind, _, err := pagexfer.ParseObject(p.object)
+	if err != nil {
+		return err
+	}
+	p.index = image.NewEncoder(p.indexFile, name, kind.Kind().Type)
+	return p.index.Entry(&pagemap.PagemapHead{PagesId: new(uint32)})
+}
+
+// note writes down what has been sent.
+func (p *serverPagemap) note(run image.Run) error {
+	if p.index == nil {
+		return nil
+	}
+	return p.index.Run(run)
 }
 
 func (p *serverPagemap) HasParent() (bool, error) {
@@ -172,7 +252,8 @@ func (p *serverPagemap) Add(vaddr, pages uint64, flags uint32) error {
 }
 
 func (p *serverPagemap) send(run image.Run) error {
-	return p.s.put(pagexfer.Msg{Cmd: pagexfer.AddF, Flags: uint16(run.Flags), Pages: run.Pages, Addr: run.Addr, Object: p.object})
+	return errors.Join(p.note(run),
+		p.s.put(pagexfer.Msg{Cmd: pagexfer.AddF, Flags: uint16(run.Flags), Pages: run.Pages, Addr: run.Addr, Object: p.object}))
 }
 
 func (p *serverPagemap) Direct() (*os.File, int64, bool) { return nil, 0, false }
@@ -213,6 +294,12 @@ func (p *serverPagemap) Close() error {
 	err := p.begin()
 	if p.open {
 		err = errors.Join(err, p.finish(p.written), p.s.w.Flush())
+		if p.index != nil {
+			err = errors.Join(err, p.index.Flush())
+		}
+		if p.indexFile != nil {
+			err = errors.Join(err, p.indexFile.Close())
+		}
 		p.s.turn.Unlock()
 		p.open = false
 	}

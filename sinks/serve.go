@@ -61,6 +61,8 @@ func (s *session) serve() error {
 			err = s.parent(m)
 		case pagexfer.AddF:
 			err = s.add(m, uint32(m.Flags))
+		case pagexfer.AddPacked:
+			err = s.addPacked(m)
 		case pagexfer.Add:
 			err = s.add(m, image.PEPresent)
 		case pagexfer.Hole:
@@ -96,7 +98,11 @@ func (s *session) begin(m pagexfer.Msg) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.conn.Write([]byte{boolByte(has)})
+	answer := boolByte(has)
+	if m.Pages == pagexfer.AskPacked {
+		answer |= pagexfer.TakesPacked
+	}
+	_, err = s.conn.Write([]byte{answer})
 	return err
 }
 
@@ -141,6 +147,51 @@ func (s *session) add(m pagexfer.Msg, flags uint32) error {
 		return fmt.Errorf("the client went away with %d bytes missing", size-n)
 	}
 	return err
+}
+
+// addPacked stores a run that comes in compressed blocks, as they are.
+func (s *session) addPacked(m pagexfer.Msg) error {
+	to, ok := s.open.(*dirPagemap)
+	if !ok || s.object != m.Object {
+		return errors.New("compressed pages of an object that is not open")
+	}
+	var how [8]byte
+	if _, err := io.ReadFull(s.conn, how[:]); err != nil {
+		return err
+	}
+	run := image.Run{Addr: m.Addr, Pages: m.Pages, Flags: uint32(m.Flags)}
+	blocks := image.Blocks{Codec: image.Codec(binary.LittleEndian.Uint32(how[0:])), Pages: uint64(binary.LittleEndian.Uint32(how[4:]))}
+	switch {
+	case run.Flags&image.PEPresent == 0 || run.Pages == 0 || run.Pages > pagexfer.MaxPacked:
+		return fmt.Errorf("%d compressed pages at %#x with flags %#x", run.Pages, run.Addr, run.Flags)
+	case blocks.Pages == 0 || blocks.Pages*image.PageSize > image.MaxBlock:
+		return fmt.Errorf("blocks of %d pages", blocks.Pages)
+	case blocks.Codec != image.LZ4 && blocks.Codec != image.Zstd:
+		return fmt.Errorf("pages are compressed in way %d, which this version does not know", blocks.Codec)
+	}
+	f, off, _ := to.Direct()
+	if _, err := f.Seek(off, io.SeekStart); err != nil {
+		return err
+	}
+	for left := run.Pages; left > 0; {
+		pages := min(left, blocks.Pages)
+		left -= pages
+		var b [4]byte
+		if _, err := io.ReadFull(s.conn, b[:]); err != nil {
+			return err
+		}
+		size := binary.LittleEndian.Uint32(b[:])
+		if uint64(size) > pages*image.PageSize {
+			return fmt.Errorf("a block of %d pages has %d bytes", pages, size)
+		}
+		blocks.Sizes = append(blocks.Sizes, size)
+		if n, err := io.CopyN(f, s.conn, int64(size)); err != nil {
+			return fmt.Errorf("the client went away with %d bytes of a block missing: %w", int64(size)-n, err)
+		}
+		to.Advance(int64(size))
+		s.bytes += int64(size)
+	}
+	return to.addPacked(run, blocks)
 }
 
 func (s *session) answer(v uint32) error {

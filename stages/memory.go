@@ -65,9 +65,6 @@ func (m *memory) open(_ *pipeline.Stage, t *collectors.Task) (taskPages, error) 
 	if err != nil {
 		return taskPages{}, err
 	}
-	if _, far := m.sink.(*sinks.PageServer); far && m.track.used() {
-		t.Memory.KeepZero()
-	}
 	pages, err := m.sink.Pagemap(image.TaskPages, uint64(t.VPid))
 	return taskPages{t, pages, parent}, err
 }

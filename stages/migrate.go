@@ -182,7 +182,7 @@ func sinkTo(conn net.Conn) func(*options.Options, *os.File) (sinks.Sink, error) 
 		if err != nil {
 			return nil, err
 		}
-		return sinks.NewPageServer(meta, conn, false), nil
+		return packed(o, overServer(o, meta, conn, false))
 	}
 }
 
@@ -288,7 +288,7 @@ func (m *migration) sendSet() error {
 		return err
 	}
 	for _, name := range names {
-		if !strings.HasSuffix(name, ".img") {
+		if !strings.HasSuffix(name, ".img") || sinks.IsSent(name) {
 			continue
 		}
 		f, size, err := set.OpenFile(name)

@@ -43,7 +43,15 @@ func openSink(o *options.Options, dir *os.File) (sinks.Sink, error) {
 	if err != nil {
 		return nil, err
 	}
+	return packed(o, to)
+}
+
+// packed is a sink that encrypts and compresses on the way to another, as o says.
+func packed(o *options.Options, to sinks.Sink) (sinks.Sink, error) {
 	key, err := keyOf(o)
+	if err == nil && key != nil && sinks.Server(to) != nil {
+		err = errors.New("--key-file: pages for a page server are stored as they are; --tls protects them on their way")
+	}
 	if err == nil && (key != nil || o.Compress != "") {
 		if key != nil {
 			to = sinks.Encrypt(to, key)
@@ -78,10 +86,6 @@ var codecs = map[options.Format]image.Codec{"": image.Plain, "lz4": image.LZ4, "
 // openPlainSink opens where bytes go as they are.
 func openPlainSink(o *options.Options, dir *os.File) (sinks.Sink, error) {
 	switch {
-	case o.Compress != "" && o.PageServer:
-		return nil, errors.New("--compress: pages for a page server go there as they are; crit compress makes them smaller where they are stored")
-	case (o.KeyFile != "" || o.Key != nil) && o.PageServer:
-		return nil, errors.New("--key-file: pages for a page server go there as they are, and are stored so; --tls protects them on their way")
 	case o.Checksum && (o.PageServer || o.Stream || dir == nil):
 		return nil, errors.New("--checksum: a set has checksums where all of it is put into one directory; a stream has its own")
 	case dir == nil:
@@ -108,7 +112,16 @@ func openPlainSink(o *options.Options, dir *os.File) (sinks.Sink, error) {
 		meta.Close()
 		return nil, err
 	}
-	return sinks.NewPageServer(meta, conn, borrowed), nil
+	return overServer(o, meta, conn, borrowed), nil
+}
+
+// overServer sends pages to a page server. One that is to be built on keeps what it needs for that.
+func overServer(o *options.Options, meta *sinks.Dir, conn net.Conn, borrowed bool) *sinks.PageServer {
+	s := sinks.NewPageServer(meta, conn, borrowed)
+	if o.TrackMem {
+		s.KeepIndex()
+	}
+	return s
 }
 
 // openSource opens where the set of a restore comes from, and compares it with its checksums.

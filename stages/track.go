@@ -274,7 +274,13 @@ func (tr *tracking) parentPages(sink sinks.Sink, t *collectors.Task) (collectors
 	if tr == nil || !tr.trusted {
 		return nil, nil
 	}
-	if server, ok := sink.(*sinks.PageServer); ok {
+	if server := sinks.Server(sink); server != nil {
+		known := sinks.Sent(tr.parent)
+		if there, err := known.Exists(image.Pagemap.File(uint64(t.VPid))); err != nil {
+			return nil, err
+		} else if there {
+			return collectors.OpenParent(known, image.TaskPages, uint64(t.VPid))
+		}
 		has, err := server.HasParent(image.TaskPages, uint64(t.VPid))
 		if err != nil || !has {
 			return nil, err

@@ -347,34 +347,19 @@ func TestChainToPageServer(t *testing.T) {
 			}
 			target := tools.StartWorkload(t, "writer", "2")
 			quiet := tools.StartWorkload(t, "bigmem", "16")
-			c := newChain(t, quiet)
-			serve := func(dump func(extra ...string) string) string {
-				images, port := filepath.Join(c.dir, strconv.Itoa(c.sets+1)), freePort(t)
-				if err := os.Mkdir(images, 0o700); err != nil {
-					t.Fatal(err)
-				}
-				argv := []string{server, "page-server", "-D", images, "--address", "127.0.0.1", "--port", port, "--daemon",
-					"--pidfile", "server.pid", "-o", "server.log", "-v4"}
-				if c.sets > 0 {
-					argv = append(argv, "--prev-images-dir", fmt.Sprintf("../%d", c.sets))
-				}
-				Must(t, filepath.Join(images, "server.log"), argv...)
-				dump("--page-server", "--address", "127.0.0.1", "--port", port)
-				awaitEnd(t, target, filepath.Join(images, "server.pid"))
-				return images
-			}
-			whole := pagesOf(t, serve(c.PreDump))
-			if part := pagesOf(t, serve(c.PreDump)); part > whole/10 {
+			c := &sentChain{newChain(t, quiet), server, nil, nil}
+			whole := pagesOf(t, c.to(c.PreDump))
+			if part := pagesOf(t, c.to(c.PreDump)); part > whole/10 {
 				t.Errorf("the first set has %d bytes, the second %d", whole, part)
 			}
-			quiet.Restore(tools.Criu, serve(c.Dump))
+			quiet.Restore(tools.Criu, c.to(c.Dump))
 			quiet.Go()
 
-			c = newChain(t, target)
+			c = &sentChain{newChain(t, target), server, nil, nil}
 			for range 3 {
-				serve(c.PreDump)
+				c.to(c.PreDump)
 			}
-			target.Restore(tools.Criu, serve(c.Dump))
+			target.Restore(tools.Criu, c.to(c.Dump))
 			target.Go()
 		})
 	}

@@ -79,7 +79,7 @@ func TestPageServer(t *testing.T) {
 }
 
 // freePort is a port that was free a moment ago.
-func freePort(t *testing.T) string {
+func freePort(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -90,7 +90,7 @@ func freePort(t *testing.T) string {
 }
 
 // awaitEnd waits for the process whose pid a file holds.
-func awaitEnd(t *testing.T, target *Target, pidfile string) {
+func awaitEnd(t testing.TB, target *Target, pidfile string) {
 	t.Helper()
 	b, err := os.ReadFile(pidfile)
 	if err != nil {

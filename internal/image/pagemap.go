@@ -117,6 +117,18 @@ func (p *PagemapReader) Runs() iter.Seq2[Run, error] {
 	}
 }
 
+// Stored says where the bytes of the run that was read last are in the pages file when those before it end at off, how many they are,
+// and whether they are there as they are, one page after the other.
+func (p *PagemapReader) Stored(run Run, off int64) (start, n int64, plain bool) {
+	if p.stored.aligned {
+		off = roundUp(off, PageSize)
+	}
+	if p.stored.blocks {
+		return off, int64(p.stored.total), false
+	}
+	return off, int64(run.Bytes()), true
+}
+
 // Close closes the image.
 func (p *PagemapReader) Close() error {
 	p.dec.release()

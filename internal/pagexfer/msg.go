@@ -9,6 +9,8 @@
 //	GET     task, run       lazy migration: send me this run; answer: ADD_F and the bytes
 //	CLOSE   -               all was sent; answer: int32 status, 0 when all is on its way to disk
 //
+// and one of our own, ADD_PACKED, for compressed pages (see AddPacked), which is sent only to who has said that it knows it.
+//
 // criu 4.2 counts pages with 64 bits and its message has 32 bytes; up to 4.1 it was 32 bits and 24 bytes. They
 // do not understand each other. A server tells them apart by the first message, see ReadFirst.
 package pagexfer
@@ -32,7 +34,25 @@ const (
 	Get        uint16 = 7
 	Close      uint16 = 0x1023
 	ForceClose uint16 = 0x1024 // Close when others hold the socket too and the server will not see it end
+
+	// AddPacked is our own: a run that is present, and comes in compressed blocks. u32 tells how they are compressed
+	// (image.Codec) and u32 how many pages a block has; each is u32, its size, and as many bytes: none for zeros, and
+	// those of the pages where they did not get smaller. It may follow an Open2 that asked for it in Pages (AskPacked)
+	// and was answered with a byte that has the bit TakesPacked. Other servers do not look at what is asked.
+	AddPacked uint16 = 0x1101
 )
+
+// AskPacked in the field Pages of Open2 asks whether the server takes AddPacked.
+const AskPacked = 0x4b434150
+
+// Bits of the answer to Open2.
+const (
+	HasParent   = 1 << 0
+	TakesPacked = 1 << 1
+)
+
+// MaxPacked is how many pages a run of AddPacked has at most.
+const MaxPacked = 1 << 16
 
 // Size is the length of a message in bytes.
 const Size = 32
