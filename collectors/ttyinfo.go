@@ -163,7 +163,7 @@ func (f *Files) insideTTY(t *terminal) error {
 	}
 	const remedy = "--shell-job, if the tree was started from a shell and is restored from one"
 	switch id := t.info.GetId(); {
-	case t.info.GetType() == tty.TtyType_PTY && !t.master && t.info.Termios != nil && f.ttys.byID[id|1] == nil:
+	case t.info.GetType() == tty.TtyType_PTY && !t.master && t.info.Termios != nil && f.ttys.byID[id|1] == nil && !f.env.Options.OrphanPtsMaster:
 		return t.probe.Obstacle("a terminal, whose other end is outside of the tree", remedy)
 	case t.session != 0 && !f.env.InTree(t.session):
 		return t.probe.Obstacle(fmt.Sprintf("a terminal, which belongs to session %d outside of the tree", t.session), remedy)

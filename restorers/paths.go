@@ -1,6 +1,7 @@
 package restorers
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -30,8 +31,10 @@ type FileOptions struct {
 	ExtUnixSk    bool                // unix sockets are connected by name to those that stayed outside
 	ShellJob     bool                // terminals whose other end stayed outside become the tool's own
 	Terminal     int                 // the tool's terminal; -1: it has none
-	Limits       Limits
-	Memfds       *Memfds
+	// PtyMaster takes the new master of a terminal whose old one stayed outside; nil: nobody does.
+	PtyMaster func(context.Context, *os.File) error
+	Limits    Limits
+	Memfds    *Memfds
 
 	TCPEstablished, TCPClose bool // restore TCP connections, or restore them closed
 }

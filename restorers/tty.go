@@ -21,7 +21,7 @@ import (
 // their controlling terminals (ttysession.go), and /dev/tty can be opened.
 //
 // Terminals of a job that was started from a shell (--shell-job), whose other end is outside, become the terminal that the
-// restore is started from. External ones are handed in (--inherit-fd fd[N]:tty[RDEV:DEV]).
+// restore is started from; or they get a new other end, which is handed to the client (orphan_pts_master). External ones are handed in (--inherit-fd fd[N]:tty[RDEV:DEV]).
 type TTY struct{}
 
 type ttyFile struct {
@@ -107,7 +107,7 @@ func (f *ttyFile) choose(p *FilePlanner) error {
 		if !p.Opt.ShellJob && !f.set.leads(f.info.GetSid()) {
 			return fmt.Errorf("/dev/tty of session %d, which was outside of the dump: --shell-job puts that of the restore in its place", f.info.GetSid())
 		}
-	case typ != tty.TtyType_PTY || f.set.whole(f.info):
+	case typ != tty.TtyType_PTY || f.set.whole(f.info) || p.Opt.PtyMaster != nil:
 		return nil
 	case !p.Opt.ShellJob:
 		return fmt.Errorf("terminal /dev/pts/%d, whose other end was outside of the dump: --shell-job puts the one of the restore in its place", f.info.GetPty().GetIndex())

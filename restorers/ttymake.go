@@ -22,6 +22,7 @@ import (
 type ttySet struct {
 	set      *Set
 	shellJob bool
+	handOver func(context.Context, *os.File) error // to who takes masters that stayed outside
 	infos    map[uint32]*tty.TtyInfoEntry
 	data     map[uint32][]byte // what waits at each
 	files    []*ttyFile
@@ -34,7 +35,7 @@ func ttysOf(p *FilePlanner) (*ttySet, error) {
 	type key struct{}
 	return Shared(p, key{}, func() (*ttySet, error) {
 		s := &ttySet{
-			set: p.Set, shellJob: p.Opt.ShellJob, infos: map[uint32]*tty.TtyInfoEntry{}, data: map[uint32][]byte{}, claims: map[int]claim{},
+			set: p.Set, shellJob: p.Opt.ShellJob, handOver: p.Opt.PtyMaster, infos: map[uint32]*tty.TtyInfoEntry{}, data: map[uint32][]byte{}, claims: map[int]claim{},
 		}
 		list, err := image.ReadOptional(p.Set.Source, image.TTYInfo, 0)
 		if err != nil {
@@ -122,7 +123,7 @@ func (s ttyMaker) makeAll(ctx context.Context) error {
 			return err
 		}
 		for _, p := range group {
-			if err := s.complete(p); err != nil {
+			if err := s.complete(ctx, p); err != nil {
 				return fmt.Errorf("pseudo terminal %d: %w", p.index, err)
 			}
 		}
@@ -237,7 +238,7 @@ func setFlags(fd, flags int) error {
 }
 
 // complete makes of a master the pair that was: slaves, queues, settings.
-func (s ttyMaker) complete(p *pair) error {
+func (s ttyMaker) complete(ctx context.Context, p *pair) error {
 	if err := unix.IoctlSetPointerInt(p.fd, unix.TIOCSPTLCK, 0); err != nil {
 		return fmt.Errorf("unlock: %w", err)
 	}
@@ -256,7 +257,7 @@ func (s ttyMaker) complete(p *pair) error {
 	if err := s.queues(p); err != nil {
 		return err
 	}
-	if p.master == nil { // all that is left is a slave that hung up, which this does to it
+	if p.master == nil && s.whole(p.slave) { // all that is left is a slave that hung up, which this does to it
 		s.held = slices.DeleteFunc(s.held, func(fd int) bool { return fd == p.fd })
 		return unix.Close(p.fd)
 	}
@@ -267,7 +268,24 @@ func (s ttyMaker) complete(p *pair) error {
 			}
 		}
 	}
-	return s.modes(p)
+	if err := s.modes(p); err != nil || p.master != nil {
+		return err
+	}
+	return s.give(ctx, p.fd)
+}
+
+// give hands a master over.
+func (s ttyMaker) give(ctx context.Context, master int) error {
+	fd, err := unix.FcntlInt(uintptr(master), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return fmt.Errorf("hand its master over: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "master of a terminal")
+	defer f.Close()
+	if err := s.handOver(ctx, f); err != nil {
+		return fmt.Errorf("hand its master over: %w", err)
+	}
+	return nil
 }
 
 // openSlave opens the slave by its name, if that leads to it, and otherwise where the kernel has it.

@@ -33,6 +33,9 @@ func (r *restorer) fileOptions() (*restorers.FileOptions, error) {
 	if _, err := unix.IoctlGetTermios(0, unix.TCGETS); err == nil {
 		o.Terminal = 0
 	}
+	if r.o.OrphanPtsMaster && r.o.Client != nil {
+		o.PtyMaster = r.o.Client.PtyMaster
+	}
 	var lim unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
 		return nil, fmt.Errorf("limit of open files: %w", err)

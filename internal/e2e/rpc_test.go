@@ -147,12 +147,12 @@ func TestRPCDumpRestore(t *testing.T) {
 	o := optsFor(t, rpcDump, images, target.Pid)
 	o.NotifyScripts = new(true)
 	c.must(c.ask(rpcDump, o), rpcDump, images)
+	if code := c.end(); code != 0 { // before the test collects whatever has ended
+		t.Errorf("exit status %d: %s", code, c.said.String())
+	}
 	target.Gone()
 	if want := []string{"pre-dump", "query-ext-files", "post-dump"}; !slices.Equal(c.told, want) {
 		t.Errorf("told %q, want %q", c.told, want)
-	}
-	if code := c.end(); code != 0 {
-		t.Errorf("exit status %d: %s", code, c.said.String())
 	}
 
 	c = startSwrk(t)

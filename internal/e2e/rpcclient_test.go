@@ -154,7 +154,9 @@ func (c *rpcClient) ask(typ rpc.CriuReqType, o *rpc.CriuOpts, more ...func(*rpc.
 func (c *rpcClient) end() int {
 	c.t.Helper()
 	c.close()
-	c.cmd.Wait()
+	if err := c.cmd.Wait(); c.cmd.ProcessState.ExitCode() < 0 {
+		c.t.Errorf("criu swrk: %v: %s", err, c.said.String())
+	}
 	return c.cmd.ProcessState.ExitCode()
 }
 

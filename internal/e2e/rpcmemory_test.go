@@ -38,10 +38,10 @@ func TestRPCPreDumps(t *testing.T) {
 	c = startSwrk(t)
 	step(rpcPreDump)
 	images := step(rpcDump)
-	target.Gone()
 	if code := c.end(); code != 0 {
 		t.Errorf("exit status %d: %s", code, c.said.String())
 	}
+	target.Gone()
 	target.Restore(tools.Criu, images)
 	target.Go()
 }
@@ -100,6 +100,7 @@ func TestRPCPageServer(t *testing.T) {
 			ps.Port = started.GetPs().Port
 			o.Ps = ps
 			c.must(c.ask(rpcDump, o), rpcDump, images)
+			c.end()
 			target.Gone()
 			const wait = rpc.CriuReqType_WAIT_PID
 			ended := server.ask(wait, nil, func(r *rpc.CriuReq) { r.Pid = new(uint32(pid)) })
@@ -145,8 +146,7 @@ func TestRPCSelfDump(t *testing.T) {
 	target.Verdict()
 	images = t.TempDir()
 	target = Start(t, t.TempDir(), bin, path, images)
-	target.tree = []int{target.Pid}
-	target.Gone()
+	collect(target)
 	if v := target.read("verdict"); v != "" {
 		t.Fatal(v, errorsOf(filepath.Join(images, "dump.log")))
 	}

@@ -55,6 +55,15 @@ func startService(t *testing.T) string {
 	return filepath.Join(dir, "socket")
 }
 
+// collect waits until a dumped task can be collected: the worker that dumped it may have it for a moment longer than the
+// client waits for its answer.
+func collect(target *Target) {
+	target.await("end of the dumped task", func() bool {
+		pid, err := unix.Wait4(target.Pid, nil, unix.WNOHANG, nil)
+		return pid == target.Pid || err != nil
+	})
+}
+
 // connectService connects to a service.
 func connectService(t testing.TB, path string) *rpcClient {
 	t.Helper()
@@ -77,7 +86,7 @@ func TestRPCService(t *testing.T) {
 	target.Tree()
 	c := connectService(t, path)
 	c.must(c.ask(rpcDump, optsFor(t, rpcDump, images, target.Pid)), rpcDump, images)
-	target.Gone()
+	collect(target)
 	c = connectService(t, path)
 	resp := c.ask(rpcRestore, optsFor(t, rpcRestore, images, 0))
 	c.must(resp, rpcRestore, images)
@@ -142,7 +151,7 @@ func clientOfService(t *testing.T, path string) {
 	images := t.TempDir()
 	c := connectService(t, path)
 	c.must(c.ask(rpcDump, optsFor(t, rpcDump, images, target.Pid)), rpcDump, images)
-	target.Gone()
+	collect(target)
 	c = connectService(t, path)
 	c.must(c.ask(rpcRestore, optsFor(t, rpcRestore, images, 0)), rpcRestore, images)
 	status, err := os.ReadFile("/proc/" + strconv.Itoa(target.Pid) + "/status")

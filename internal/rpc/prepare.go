@@ -136,6 +136,7 @@ func (r *request) verb(conn *Conn, req *rpc.CriuOpts) error {
 		}
 	case options.Restore:
 		o.Detach = true
+		o.OrphanPtsMaster = o.OrphanPtsMaster && o.NotifyScripts // else there is nobody who takes it
 	case options.PageServer:
 		o.PageServer = false
 	}
