@@ -98,7 +98,7 @@ func state(t *testing.T, pid int) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return fmt.Sprintf("%sfds %v mask %x tracer %d children %v %s", maps, fds, s.SigBlk, s.TracerPid, children, connection(t, pid))
+	return fmt.Sprintf("%sfds %v mask %x tracer %d children %v ", maps, fds, s.SigBlk, s.TracerPid, children)
 }
 
 // awaitAsleep waits until a task sleeps by itself again.
@@ -134,11 +134,11 @@ func dumpOptions(t *testing.T, pid int) *options.Options {
 // TestDumpFailsEverywhere lets a dump fail after every single thing it has acquired and every item of every stage, one
 // after the other, and looks whether the tree goes on as if nothing had happened and no set is there.
 func TestDumpFailsEverywhere(t *testing.T) {
-	t.Run("in place", func(t *testing.T) { failEverywhere(t, dumpOptions, Dump) })
+	t.Run("in place", func(t *testing.T) { failEverywhere(t, connectedTree(t), dumpOptions, Dump) })
 	t.Run("copied", func(t *testing.T) {
 		defer func(tree, task uint64) { minCopiedTree, minCopiedTask = tree, task }(minCopiedTree, minCopiedTask)
 		minCopiedTree, minCopiedTask = 0, 0
-		failEverywhere(t, dumpOptions, Dump)
+		failEverywhere(t, connectedTree(t), dumpOptions, Dump)
 	})
 }
 
@@ -147,25 +147,37 @@ func TestPreDumpFailsEverywhere(t *testing.T) {
 	if dirty.Kernel() == dirty.None {
 		t.Skip("this kernel cannot track memory")
 	}
-	failEverywhere(t, func(t *testing.T, pid int) *options.Options {
-		o := dumpOptions(t, pid)
-		o.Verb = options.PreDump
-		return o
-	}, PreDump)
+	failEverywhere(t, connectedTree(t), preDumpOptions, PreDump)
+}
+
+func preDumpOptions(t *testing.T, pid int) *options.Options {
+	o := dumpOptions(t, pid)
+	o.Verb = options.PreDump
+	return o
+}
+
+// victims are tasks that are dumped without success, the root first.
+type victims struct {
+	pids  []int
+	state func(t *testing.T, pid int) string // what a dump may not change in one
+}
+
+// connectedTree is that of startTree.
+func connectedTree(t *testing.T) victims {
+	root := startTree(t)
+	return victims{tree(t, root.Pid), func(t *testing.T, pid int) string { return state(t, pid) + connection(t, pid) }}
 }
 
 // failEverywhere lets a run fail after every single thing it has acquired and every item of every stage.
-func failEverywhere(t *testing.T, opts func(*testing.T, int) *options.Options, run func(context.Context, *options.Options) error) {
-	root := startTree(t)
-	pids := tree(t, root.Pid)
+func failEverywhere(t *testing.T, v victims, opts func(*testing.T, int) *options.Options, run func(context.Context, *options.Options) error) {
 	var before []string
-	for _, pid := range pids {
+	for _, pid := range v.pids {
 		awaitAsleep(t, pid)
-		before = append(before, state(t, pid))
+		before = append(before, v.state(t, pid))
 	}
 	injected := errors.New("injected failure")
 	for failAt := 0; ; failAt++ {
-		o := opts(t, root.Pid)
+		o := opts(t, v.pids[0])
 		n, at := 0, ""
 		testGraph = func(g *pipeline.Graph) {
 			g.FailAfter(failer(&n, failAt, &at, injected))
@@ -197,9 +209,9 @@ func failEverywhere(t *testing.T, opts func(*testing.T, int) *options.Options, r
 				t.Errorf("failing after %s left %s", at, e.Name())
 			}
 		}
-		for i, pid := range pids {
+		for i, pid := range v.pids {
 			awaitAsleep(t, pid)
-			if after := state(t, pid); after != before[i] {
+			if after := v.state(t, pid); after != before[i] {
 				t.Fatalf("failing after %s changed task %d:\n%s\nwas:\n%s", at, pid, after, before[i])
 			}
 		}

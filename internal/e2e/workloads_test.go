@@ -57,6 +57,7 @@ var workloads = []workload{
 	{name: "packets", args: []string{"fine"}, peerFails: "criu forgets flags of fanout groups and young options, and refuses to be a member twice"},
 	{name: "signals"},
 	{name: "ptys", peerFails: "criu joins lines that wait at a terminal, and forgets what was written before a slave was closed"},
+	{name: "epolls"},
 	{name: "tree"},
 	{name: "forks", args: []string{"10", "20"}},
 	{name: "orphan", peerFails: "criu hands the orphan to init, not to its subreaper"},
