@@ -1,6 +1,7 @@
 package arch
 
 import (
+	"encoding/binary"
 	"unsafe"
 )
 
@@ -119,9 +120,34 @@ func (r *Regs) FixRestart() {
 
 const (
 	eintr             = 4
+	sysPoll           = 7
 	sysNanosleep      = 35
+	sysRestart        = 219
 	sysClockNanosleep = 230
 )
+
+// restarted says whether the thread's call has been resumed by restart_syscall before.
+func (r *Regs) restarted() bool { return r.Restart() == RestartByBlock && r.SyscallNr() == sysRestart }
+
+// callAddr is the address of the system call instruction.
+func (r *Regs) callAddr() uint64 { return r.IP - syscallInstrBytes }
+
+func (r *Regs) setSyscallNr(nr uint32) { r.OrigAX = uint64(nr) }
+
+// loadedNumber is the number that the last "mov $nr, %eax" of a text loads, if such a call can have been restarted.
+func loadedNumber(text []byte) (nr uint32, ok bool) {
+	const movEAX, size = 0xb8, 5
+	for at := len(text) - size; at >= 0; at-- {
+		if text[at] != movEAX {
+			continue
+		}
+		switch nr := binary.LittleEndian.Uint32(text[at+1:]); nr {
+		case sysPoll, sysNanosleep, sysFutex, sysClockNanosleep:
+			return nr, true
+		}
+	}
+	return 0, false
+}
 
 func (r *Regs) sleepReportsRest() bool {
 	switch r.SyscallNr() {

@@ -1,6 +1,9 @@
 package arch
 
-import "unsafe"
+import (
+	"encoding/binary"
+	"unsafe"
+)
 
 // Regs is the kernel's struct user_pt_regs, register set NT_PRSTATUS, and the number of the system call the thread is
 // in, which arm64 has in a set of its own (NT_ARM_SYSTEM_CALL).
@@ -73,3 +76,33 @@ func (r *Regs) Restart() Restart { return NoRestart }
 
 // FixRestart has nothing to do on arm64, see Restart.
 func (r *Regs) FixRestart() {}
+
+const (
+	sysNanosleep      = 101
+	sysClockNanosleep = 115
+	sysRestart        = 128
+)
+
+// restarted says whether the thread is about to make restart_syscall.
+func (r *Regs) restarted() bool { return r.SyscallNr() == sysRestart }
+
+// callAddr is the address of the system call instruction, to which the kernel has wound back.
+func (r *Regs) callAddr() uint64 { return r.IP }
+
+func (r *Regs) setSyscallNr(nr uint32) { r.X[8] = uint64(nr) }
+
+// loadedNumber is the number that the last "mov x8, #nr" (or w8) of a text loads, if such a call can have been restarted.
+func loadedNumber(text []byte) (nr uint32, ok bool) {
+	const movW8, shift, size = 0x52800008, 5, 4
+	for at := len(text) - size; at >= 0; at -= size {
+		instr := binary.LittleEndian.Uint32(text[at:])
+		if instr&^(1<<31|0xffff<<shift) != movW8 { // bit 31 makes it x8
+			continue
+		}
+		switch nr := instr >> shift & 0xffff; nr {
+		case sysFutex, sysNanosleep, sysClockNanosleep:
+			return nr, true
+		}
+	}
+	return 0, false
+}

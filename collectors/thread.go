@@ -1,11 +1,14 @@
 package collectors
 
 import (
+	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 	"unique"
 
 	"cryo/arch"
+	"cryo/internal/ptrace"
 	"cryo/internal/remote"
 	"cryo/internal/spread"
 
@@ -99,6 +102,18 @@ func askThread(b *remote.Builder) Answer[*Thread] {
 	return func(r *remote.Results, th *Thread) error {
 		tc := th.Core.ThreadCore
 		tc.FutexRla, tc.FutexRlaLen = proto.Uint64(r.Uint64(robust)), proto.Uint32(r.Uint32(robustLen))
-		return th.Tracee.ToCore(th.Core, r.Uint64(tidAddr))
+		return stored(th).ToCore(th.Core, r.Uint64(tidAddr))
 	}
+}
+
+// stored is the processor state of a thread for its image.
+func stored(th *Thread) *arch.State {
+	s := th.Tracee.State
+	if at, n := s.Regs.RestartedText(); n > 0 {
+		text := make([]byte, n)
+		if ptrace.ReadMemory(th.Tid, at, text) != nil || !s.Regs.NameRestarted(text) {
+			slog.Warn(fmt.Sprintf("Thread %d is in a system call that was interrupted twice and cannot be told: it will return EINTR", th.Tid))
+		}
+	}
+	return &s
 }

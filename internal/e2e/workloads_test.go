@@ -56,6 +56,7 @@ var workloads = []workload{
 	{name: "packets"},
 	{name: "packets", args: []string{"fine"}, peerFails: "criu forgets flags of fanout groups and young options, and refuses to be a member twice"},
 	{name: "signals"},
+	{name: "restarts", peerFails: "criu has calls that it interrupted return EINTR"},
 	{name: "ptys", peerFails: "criu joins lines that wait at a terminal, and forgets what was written before a slave was closed"},
 	{name: "epolls"},
 	{name: "tree"},
