@@ -41,6 +41,25 @@ func (IOURing) Match(p *Probe) bool { return p.anonymous(ringKind) }
 
 // Collect makes an ext_file_entry with a ring in it.
 func (IOURing) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
+	if f.rings == nil {
+		f.rings = map[uint64]ringFile{}
+	}
+	_, twice := f.rings[p.Stat.Ino] // before Linux 5.12 all have one inode, and mappings cannot be told apart
+	f.rings[p.Stat.Ino] = ringFile{p, 0}
+	ring, err := p.ring()
+	if err != nil {
+		return nil, err
+	}
+	if !twice {
+		f.rings[p.Stat.Ino] = ringFile{p, id}
+	}
+	e := &ext_file.ExtFileEntry{Id: proto.Uint32(id), Fown: p.Owner}
+	image.SetIOURing(e, ring)
+	return &fdinfo.FileEntry{Ext: e}, nil
+}
+
+// ring finds out all that an image has of a ring.
+func (p *Probe) ring() (*image.IOURing, error) {
 	n, err := ringNumbers(p.Info)
 	if err != nil {
 		return nil, err
@@ -54,23 +73,10 @@ func (IOURing) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error)
 		return nil, err
 	}
 	ring, err := p.ringShape(fd, n)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = p.ringInFlight(n, ring)
 	}
-	if err := p.ringInFlight(n, ring); err != nil {
-		return nil, err
-	}
-	if f.rings == nil {
-		f.rings = map[uint64]ringFile{}
-	}
-	if _, known := f.rings[p.Stat.Ino]; known { // before Linux 5.12 all have one inode, and mappings cannot be told apart
-		f.rings[p.Stat.Ino] = ringFile{}
-	} else {
-		f.rings[p.Stat.Ino] = ringFile{id, p}
-	}
-	e := &ext_file.ExtFileEntry{Id: proto.Uint32(id), Fown: p.Owner}
-	image.SetIOURing(e, ring)
-	return &fdinfo.FileEntry{Ext: e}, nil
+	return ring, err
 }
 
 // ringInfo is what fdinfo says of a ring.
@@ -225,17 +231,17 @@ func (p *Probe) ringInFlight(n *ringInfo, r *image.IOURing) error {
 	passing := false
 	switch {
 	case n.polls > 0:
-		what = fmt.Sprintf("an io_uring with %d requests in flight that wait for files to become ready", max(n.polls, int(flying)))
+		what = "an io_uring with " + count(max(n.polls, int(flying)), "request") + " in flight, waiting for a file to become ready"
 	case r.Flags&iouring.SQPoll != 0 && n.sqTail != n.cachedSQHead:
-		what, passing = fmt.Sprintf("an io_uring with %d requests that the kernel's thread is about to take", n.sqTail-n.cachedSQHead), true
+		what, passing = "an io_uring with "+count(int(n.sqTail-n.cachedSQHead), "request")+" that the kernel's thread is about to take", true
 	case n.sqHead != n.cachedSQHead || n.cqTail != n.cachedCQTail:
 		what, passing = "an io_uring with requests in flight", true
 	case flying > 0:
-		what, passing = fmt.Sprintf("an io_uring with %d requests in flight, or that asked for no completion (IOSQE_CQE_SKIP_SUCCESS)", flying), true
+		what, passing = "an io_uring with "+count(int(flying), "request")+" in flight, or that asked for no completion (IOSQE_CQE_SKIP_SUCCESS)", true
 	case flying < 0:
-		what = fmt.Sprintf("an io_uring with %d completions more than requests (multishot), so that none may or may not be in flight", -flying)
+		what = "an io_uring with " + count(int(-flying), "completion") + " more than requests (multishot), so that it cannot be told whether one is in flight"
 	case n.overflow > 0:
-		what = fmt.Sprintf("an io_uring with %d completions that it had no room for", n.overflow)
+		what = "an io_uring with " + count(n.overflow, "completion") + " that it had no room for"
 	default:
 		return nil
 	}
@@ -244,25 +250,36 @@ func (p *Probe) ringInFlight(n *ringInfo, r *image.IOURing) error {
 	return o
 }
 
+// count is a number of things, in words.
+func count(n int, thing string) string {
+	if n == 1 {
+		return "one " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
 // ringFile is where mappings of a ring find it.
 type ringFile struct {
-	id    uint32 // 0: there are several
 	probe *Probe
+	id    uint32 // 0: it is refused, or there are several
 }
 
 // ring names the ring behind a mapping for the images.
 func (f *Files) ring(t *Task, mp *vma.Mapping, inode uint64) (id uint32, err error) {
-	r := f.rings[inode]
-	what := ""
-	switch whole, err := r.mappable(mp); {
-	case err != nil:
-		return 0, err
+	r, known := f.rings[inode]
+	what := "a part of the memory of an io_uring, which can be mapped only whole"
+	switch {
+	case !known:
+		what = "memory of an io_uring that no descriptor of the tree leads to"
+	case r.id == 0 && f.env.Obstacles.Err() != nil:
+		return 0, nil // its descriptor stands in the way already
 	case r.id == 0:
-		what = "memory of an io_uring that no descriptor of the task leads to, or none that can be dumped"
-	case !whole:
-		what = "a part of the memory of an io_uring, which can be mapped only whole"
+		what = "memory of one of several io_urings, which this kernel does not tell apart"
 	default:
-		return r.id, nil
+		whole, err := r.mappable(mp)
+		if whole || err != nil {
+			return r.id, err
+		}
 	}
 	f.env.Obstacles.Add(Obstacle{Pid: t.Pid, Where: "mapping " + mp.Link(), What: what})
 	return 0, nil
@@ -270,7 +287,7 @@ func (f *Files) ring(t *Task, mp *vma.Mapping, inode uint64) (id uint32, err err
 
 // mappable says whether a ring can be mapped like this.
 func (r *ringFile) mappable(mp *vma.Mapping) (bool, error) {
-	if r.id == 0 || !mp.Shared {
+	if !mp.Shared {
 		return false, nil
 	}
 	switch mp.Offset {

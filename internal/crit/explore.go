@@ -152,6 +152,10 @@ func (x *explore) file(typ fdinfo.FdTypes, id uint32) (string, error) {
 			return fmt.Sprintf("unix[%d (%d)%s]", u.GetIno(), u.GetPeer(), name), nil
 		}
 		return "unix[?]", nil
+	case fdinfo.FdTypes_EXT:
+		if r, err := image.GetIOURing(f.GetExt()); err == nil && r != nil {
+			return fmt.Sprintf("io_uring[%d, %d taken, %d done]", r.SQEntries, r.SQHead, r.CQTail), nil
+		}
 	case image.TypeUserfaultfd:
 		return fmt.Sprintf("USERFAULTFD.%d", id), nil
 	}

@@ -73,6 +73,9 @@ func trimZeros(b []byte) []byte {
 
 // GetIOURing reads what SetIOURing has put there; nil if nothing was: the file is of a plugin of criu's.
 func GetIOURing(e *ext_file.ExtFileEntry) (*IOURing, error) {
+	if e == nil {
+		return nil, nil
+	}
 	var r *IOURing
 	var err error
 	eachField(wire.Unknown(e), func(num protowire.Number, m []byte) {
