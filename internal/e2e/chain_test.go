@@ -236,8 +236,16 @@ func killKeeper(t *testing.T, target *Target) {
 		t.Fatal("there is no keeper")
 	}
 	for _, pid := range keepers {
+		pidfd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(pidfd)
 		unix.Kill(pid, unix.SIGKILL)
-		target.await("end of the keeper", func() bool { return !alive(pid) })
+		target.await("end of all threads of the keeper", func() bool { // the first may end before the others, who still watch memory
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
+			return n == 1 && err == nil
+		})
 	}
 }
 
