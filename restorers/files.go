@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 
 	"cryo/internal/image"
 	"cryo/internal/remote"
@@ -293,29 +294,52 @@ func (p *FilePlan) After(ctx context.Context, lv Level, pid func(*Table) int) er
 	return nil
 }
 
-// getter duplicates descriptors of tasks into the tool (pidfd_getfd, Linux 5.6).
+// getter duplicates descriptors of tasks into the tool (pidfd_getfd, Linux 5.6). Several goroutines may use it.
 type getter struct {
+	mu     sync.RWMutex // what is in use is not closed
 	pidfds map[*Table]int
 	pid    func(*Table) int
 }
 
 func (g *getter) get(t *Table, fd int) (int, error) {
+	g.mu.RLock()
 	p, ok := g.pidfds[t]
-	if !ok {
-		if len(g.pidfds) >= maxPidfds {
-			g.close()
-		}
-		var err error
-		if p, err = unix.PidfdOpen(g.pid(t), 0); err != nil {
-			return -1, fmt.Errorf("pidfd_open: %w", err)
-		}
-		g.pidfds[t] = p
+	if ok {
+		defer g.mu.RUnlock()
+		return getFD(p, fd)
 	}
-	own, err := unix.PidfdGetfd(p, fd, 0)
+	g.mu.RUnlock()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	p, err := g.pidfd(t)
+	if err != nil {
+		return -1, err
+	}
+	return getFD(p, fd)
+}
+
+func getFD(pidfd, fd int) (int, error) {
+	own, err := unix.PidfdGetfd(pidfd, fd, 0)
 	if err != nil {
 		return -1, fmt.Errorf("pidfd_getfd of fd %d: %w", fd, err)
 	}
 	return own, nil
+}
+
+// pidfd opens the task that has a table, once.
+func (g *getter) pidfd(t *Table) (int, error) {
+	if p, ok := g.pidfds[t]; ok {
+		return p, nil
+	}
+	if len(g.pidfds) >= maxPidfds {
+		g.close()
+	}
+	p, err := unix.PidfdOpen(g.pid(t), 0)
+	if err != nil {
+		return -1, fmt.Errorf("pidfd_open: %w", err)
+	}
+	g.pidfds[t] = p
+	return p, nil
 }
 
 // maxPidfds is how many tasks are kept open at a time.

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"time"
 
 	"cryo/internal/image"
 	"cryo/internal/remote"
 	"cryo/internal/sockopt"
+	"cryo/internal/spread"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	sk_inet "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-inet"
@@ -21,9 +23,9 @@ import (
 
 // Inet restores sockets of IPv4 and IPv6.
 //
-// The task that owns a socket makes it. Then the tool binds all sockets, lets listeners listen, and connects: one socket
-// after the other in an order in which none is in the way of another. Options follow at Attach, and a connection of TCP
-// leaves repair mode when the tree is let go (tcp.go).
+// The task that owns a socket makes it. Then the tool binds all sockets, lets listeners listen, and connects: in an order in
+// which none is in the way of another. Options follow at Attach, and a connection of TCP leaves repair mode when the tree
+// is let go (tcp.go).
 type Inet struct{}
 
 // inetSockets are all sockets of the set: what one may be bound to depends on the others.
@@ -31,7 +33,7 @@ type inetSockets struct {
 	set      *Set
 	list     []*inetSocket
 	sorts    map[inetSort]freshInet
-	patience time.Time // until when an address may be in use; zero: none was yet
+	patience func() time.Time // until when an address may be in use; asked when one is
 }
 
 type inetSocket struct {
@@ -52,7 +54,7 @@ func (Inet) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
 		return nil, image.Errorf(image.Files.File(0), -1, "id %d has no isk", e.GetId())
 	}
 	all, err := Shared(p, inetKey{}, func() (*inetSockets, error) {
-		all := &inetSockets{set: p.Set}
+		all := &inetSockets{set: p.Set, patience: sync.OnceValue(func() time.Time { return time.Now().Add(addressPatience) })}
 		p.plan.after(Fill, all)
 		return all, nil
 	})
@@ -161,17 +163,47 @@ func (s *inetSocket) emitOptions(b *remote.Builder, fd int) {
 // while a connection in repair mode is bound whoever has the port. A socket may be one that waits: nothing here does.
 func (all *inetSockets) fill(ctx context.Context, open func(t *Table, fd int) (int, error)) error {
 	ports := all.ports()
-	return completeSockets(ctx, all.list, open, func(s *inetSocket, fd int) error {
+	bind := func(s *inetSocket, fd int) error {
 		if s.connection() {
 			return nil
 		}
 		return s.bindAndListen(fd, ports)
-	}, func(s *inetSocket, fd int) error {
+	}
+	settle := func(s *inetSocket, fd int) error {
 		if s.connection() {
 			return s.connect(fd)
 		}
 		return s.settle(fd, ports)
+	}
+	alone, rest := all.alone(ports)
+	err := spread.Range(len(alone), socketsAtOnce, func(i int) error {
+		return completeSocket(ctx, alone[i], open, func(s *inetSocket, fd int) error {
+			if err := bind(s, fd); err != nil {
+				return err
+			}
+			return settle(s, fd)
+		})
 	})
+	if err != nil {
+		return err
+	}
+	return completeSockets(ctx, rest, open, bind, settle)
+}
+
+// socketsAtOnce is how many sockets that have nothing to do with each other are a chunk of work.
+const socketsAtOnce = 64
+
+// alone takes out of the list what has a port that no other socket wants: these neither wait for others nor does their
+// order matter.
+func (all *inetSockets) alone(ports map[port]int) (alone, rest []*inetSocket) {
+	for _, s := range all.list {
+		if !s.connection() && s.GetSrcPort() != 0 && ports[s.port()] == 1 {
+			alone = append(alone, s)
+		} else {
+			rest = append(rest, s)
+		}
+	}
+	return alone, rest
 }
 
 func (s *inetSocket) title() string { return fmt.Sprintf("IP socket %v", s.src) }
@@ -275,10 +307,7 @@ func (all *inetSockets) patiently(try func() error) error {
 		if !errors.Is(err, unix.EADDRINUSE) && !errors.Is(err, unix.EADDRNOTAVAIL) {
 			return err
 		}
-		if all.patience.IsZero() {
-			all.patience = time.Now().Add(addressPatience)
-		}
-		if time.Now().After(all.patience) {
+		if time.Now().After(all.patience()) {
 			return err
 		}
 		time.Sleep(addressPause)

@@ -44,18 +44,26 @@ type completable interface {
 func completeSockets[S completable](ctx context.Context, list []S, open func(t *Table, fd int) (int, error), steps ...func(s S, fd int) error) error {
 	for _, step := range steps {
 		for _, s := range list {
-			if err := ctx.Err(); err != nil {
+			if err := completeSocket(ctx, s, open, step); err != nil {
 				return err
 			}
-			table, number := s.where()
-			fd, err := open(table, number)
-			if err == nil {
-				err = errors.Join(step(s, fd), unix.Close(fd))
-			}
-			if err != nil {
-				return fmt.Errorf("%s: fd %d: %s: %w", table.Node, number, s.title(), err)
-			}
 		}
+	}
+	return nil
+}
+
+// completeSocket takes a step with one socket.
+func completeSocket[S completable](ctx context.Context, s S, open func(t *Table, fd int) (int, error), step func(s S, fd int) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	table, number := s.where()
+	fd, err := open(table, number)
+	if err == nil {
+		err = errors.Join(step(s, fd), unix.Close(fd))
+	}
+	if err != nil {
+		return fmt.Errorf("%s: fd %d: %s: %w", table.Node, number, s.title(), err)
 	}
 	return nil
 }

@@ -1,6 +1,8 @@
 package restorers
 
 import (
+	"sync"
+
 	"cryo/internal/image"
 	"cryo/internal/remote"
 
@@ -14,7 +16,7 @@ import (
 type peerIDs struct{ uid, gid uint32 }
 
 // toolIDs are those of the tool, which all tasks have while they are made.
-func toolIDs() peerIDs { return peerIDs{uint32(unix.Geteuid()), uint32(unix.Getegid())} }
+var toolIDs = sync.OnceValue(func() peerIDs { return peerIDs{uint32(unix.Geteuid()), uint32(unix.Getegid())} })
 
 // viewer is the end of a pair whose view counts where both cannot be had: the one that was accepted, as it is a server
 // who asks who its client is.

@@ -70,7 +70,7 @@ func main() {
 	rpc.WorkerMain(serveServiceClient)
 	dirty.KeeperMain()
 	// Most runs are over before a first collection would be worth its time; large ones stay small.
-	debug.SetGCPercent(400)
+	debug.SetGCPercent(800)
 	debug.SetMemoryLimit(memoryGoal)
 	os.Exit(run(os.Args[1:]))
 }
