@@ -36,15 +36,22 @@ func (Inet) Match(p *Probe) bool {
 // inetSocket is a socket that is being collected.
 type inetSocket struct {
 	*Probe
-	fd          int // the tool's own
+	fd          int   // the tool's own, while it is asked
+	own         ownFD // another one, while it is collected
 	kind, proto int
 	cookie      uint64        // of its network namespace, 0 before Linux 5.14
 	info        *unix.TCPInfo // of a TCP socket, nil for others
+	corked      bool          // of a UDP socket
 	entry       *sk_inet.InetSkEntry
 }
 
 // tcp says whether the socket is one of TCP, and no raw one.
 func (s *inetSocket) tcp() bool { return s.info != nil }
+
+// udp says whether the socket is one of UDP, and no raw one.
+func (s *inetSocket) udp() bool {
+	return s.kind != unix.SOCK_RAW && (s.proto == unix.IPPROTO_UDP || s.proto == unix.IPPROTO_UDPLITE)
+}
 
 // Ask asks the socket for all it can say.
 func (Inet) Ask(p *Probe, fd int) (any, error) {
@@ -66,6 +73,13 @@ func (Inet) Ask(p *Probe, fd int) (any, error) {
 	if s.tcp() {
 		s.tcpOptions()
 	}
+	if s.udp() {
+		cork, err := sockopt.Int(fd, unix.SOL_UDP, unix.UDP_CORK)
+		if err != nil {
+			return nil, err
+		}
+		s.corked = cork != 0
+	}
 	return s, s.ipOptions()
 }
 
@@ -73,15 +87,13 @@ func (Inet) Ask(p *Probe, fd int) (any, error) {
 const soNetnsCookie = 71
 
 // Collect makes an inet_sk_entry.
-func (Inet) Collect(f *Files, p *Probe, id uint32) (_ *fdinfo.FileEntry, err error) {
+func (Inet) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
 	if p.answerErr != nil {
 		return nil, p.answerErr
 	}
 	s := p.answer.(*inetSocket)
-	if s.fd, err = p.Dup(); err != nil {
-		return nil, err
-	}
-	defer unix.Close(s.fd)
+	s.own = notOwned(p)
+	defer s.own.close()
 	number, err := f.env.Sockets.namespace(f.env, s)
 	if err != nil {
 		return nil, err
@@ -209,21 +221,20 @@ func (s *inetSocket) state(env *Env) error {
 	if s.entry.GetDstPort() != 0 || known.State == unix.BPF_TCP_ESTABLISHED {
 		s.entry.State = proto.Uint32(unix.BPF_TCP_ESTABLISHED)
 	}
-	if s.kind == unix.SOCK_RAW || s.proto != unix.IPPROTO_UDP && s.proto != unix.IPPROTO_UDPLITE {
+	if !s.udp() {
 		return nil
 	}
 	s.setShutdown(known.Shutdown)
 	if known.RQueue != 0 {
 		slog.Warn(fmt.Sprintf("Task %d, %s: datagrams that have not been read will be lost", s.holder().Pid, s.Where()))
 	}
-	cork, err := sockopt.Int(s.fd, unix.SOL_UDP, unix.UDP_CORK)
-	if err == nil && cork != 0 {
+	if s.corked {
 		image.SetUDPCork(s.entry)
 		if known.WQueue != 0 {
-			err = s.Obstacle("a corked UDP socket: what it has not sent yet cannot be read", "let it be uncorked before the dump")
+			return s.Obstacle("a corked UDP socket: what it has not sent yet cannot be read", "let it be uncorked before the dump")
 		}
 	}
-	return err
+	return nil
 }
 
 func (s *inetSocket) setShutdown(mask uint8) {
@@ -315,7 +326,11 @@ func (k *InetSockets) namespace(env *Env, s *inetSocket) (uint32, error) {
 	if number, known := k.namespaces[s.cookie]; known && s.cookie != 0 {
 		return number, nil
 	}
-	ns, number, err := s.netNS(env, s.fd, "an IP socket")
+	fd, err := s.own.get()
+	if err != nil {
+		return 0, err
+	}
+	ns, number, err := s.netNS(env, fd, "an IP socket")
 	if err != nil {
 		return 0, err
 	}

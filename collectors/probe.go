@@ -95,6 +95,28 @@ func (p *Probe) Dup() (int, error) {
 	return p.Task.getFD(p.FD)
 }
 
+// ownFD is a descriptor of the tool's own, made when it is first wanted: most sockets have said all when they were asked,
+// many at a time, and need none again.
+type ownFD struct {
+	probe *Probe
+	fd    int
+}
+
+func notOwned(p *Probe) ownFD { return ownFD{p, -1} }
+
+func (o *ownFD) get() (fd int, err error) {
+	if o.fd < 0 {
+		o.fd, err = o.probe.Dup()
+	}
+	return o.fd, err
+}
+
+func (o *ownFD) close() {
+	if o.fd >= 0 {
+		unix.Close(o.fd)
+	}
+}
+
 // Reopen opens the file anew by its link, whatever its path has become; flags as for open(2).
 func (p *Probe) Reopen(flags int) (int, error) { return p.Task.Proc.Open(p.entry(), flags) }
 

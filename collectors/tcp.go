@@ -52,7 +52,11 @@ func (s *inetSocket) tcpState(env *Env) error {
 // urgent refuses a connection with urgent data that the program has not read: where in the queue they belong, and that they
 // are urgent, repair mode does not tell.
 func (s *inetSocket) urgent() error {
-	ready, err := poll.Now(s.fd, unix.POLLPRI)
+	fd, err := s.own.get()
+	if err != nil {
+		return err
+	}
+	ready, err := poll.Now(fd, unix.POLLPRI)
 	if err != nil {
 		return fmt.Errorf("poll: %w", err)
 	}
@@ -66,7 +70,11 @@ func (s *inetSocket) urgent() error {
 // closedShutdown finds out from poll(2) what of a socket without a connection is shut down: the kernel lists it nowhere.
 // The end of reading shows; that of writing alone does not.
 func (s *inetSocket) closedShutdown() error {
-	ready, err := poll.Now(s.fd, unix.POLLRDHUP)
+	fd, err := s.own.get()
+	if err != nil {
+		return err
+	}
+	ready, err := poll.Now(fd, unix.POLLRDHUP)
 	if err != nil {
 		return fmt.Errorf("poll: %w", err)
 	}

@@ -43,14 +43,16 @@ func newUnixSockets() *unixSockets {
 	return &unixSockets{namespaces: map[uint64]bool{}, sockets: map[uint32]*unixSocket{}, listeners: map[uint32]*unixSocket{}}
 }
 
+// Ask asks whom the kernel says the other end belongs to; of a listener, who listens.
+func (Unix) Ask(_ *Probe, fd int) (any, error) {
+	return unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+}
+
 // Collect makes a unix_sk_entry and stores what waits to be received.
 func (Unix) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
-	fd, err := p.Dup()
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(fd)
-	s, err := f.unix.lookup(f.env, p, fd)
+	own := notOwned(p)
+	defer own.close()
+	s, err := f.unix.lookup(f.env, &own)
 	if err != nil {
 		return nil, err
 	}
@@ -71,14 +73,14 @@ func (Unix) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error) {
 	if s.entry.Opts, err = p.socketOptions(); err != nil {
 		return nil, err
 	}
-	if err := s.peerCreds(f.env, fd); err != nil {
+	if err := s.peerCreds(f.env); err != nil {
 		return nil, err
 	}
-	if err := s.resolveName(p, fd); err != nil {
+	if err := s.resolveName(&own); err != nil {
 		return nil, err
 	}
 	f.unix.collected = append(f.unix.collected, s)
-	if err := f.unixQueue(s, fd, id); err != nil {
+	if err := f.unixQueue(s, &own, id); err != nil {
 		return nil, err
 	}
 	return &fdinfo.FileEntry{Usk: s.entry}, f.unix.waiting(s)
@@ -102,13 +104,12 @@ func (s *unixSocket) refuse(p *Probe) error {
 	return nil
 }
 
-// peerCreds notes whom the kernel says the other end belongs to; of a listener, who listens.
-func (s *unixSocket) peerCreds(env *Env, fd int) error {
-	u, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
-	if err != nil {
+// peerCreds notes what Ask has found out.
+func (s *unixSocket) peerCreds(env *Env) error {
+	if err := s.probe.answerErr; err != nil {
 		return fmt.Errorf("credentials of the peer of %s: %w", s, err)
 	}
-	if u.Pid != 0 {
+	if u := s.probe.answer.(*unix.Ucred); u.Pid != 0 {
 		image.SetPeerCreds(s.entry, &image.PacketCreds{PID: uint32(env.VPid(int(u.Pid))), UID: u.Uid, GID: u.Gid})
 	}
 	return nil
@@ -116,10 +117,15 @@ func (s *unixSocket) peerCreds(env *Env, fd int) error {
 
 // lookup finds the socket in the kernel's list. A network namespace is listed when the first socket of it is met; the
 // tasks are stopped by then.
-func (u *unixSockets) lookup(env *Env, p *Probe, fd int) (*unixSocket, error) {
+func (u *unixSockets) lookup(env *Env, own *ownFD) (*unixSocket, error) {
+	p := own.probe
 	ino := uint32(p.Stat.Ino)
 	if s := u.sockets[ino]; s != nil {
 		return s, nil
+	}
+	fd, err := own.get()
+	if err != nil {
+		return nil, err
 	}
 	ns, err := unix.IoctlRetInt(fd, unix.SIOCGSKNS)
 	if err != nil {
@@ -172,12 +178,16 @@ func (u *unixSockets) add(s sockdiag.Unix, netNS uint32) *unixSocket {
 }
 
 // unixQueue stores what waits in the queue of a socket.
-func (f *Files) unixQueue(s *unixSocket, fd int, id uint32) (err error) {
+func (f *Files) unixQueue(s *unixSocket, own *ownFD, id uint32) error {
 	if s.State == sockdiag.Listen {
 		return nil // that are connections
 	}
 	if s.RQueue == 0 && s.Type == unix.SOCK_STREAM {
 		return nil
+	}
+	fd, err := own.get()
+	if err != nil {
+		return err
 	}
 	events, err := poll.Now(fd, unix.POLLIN|unix.POLLPRI)
 	if err != nil {

@@ -20,9 +20,14 @@ const siocUnixFile = 0x89e0
 
 // resolveName adds what an address in the filesystem has beside its text: owner and mode of the file, the directory
 // that a relative path began in, whether it is gone, and where it is if it was renamed.
-func (s *unixSocket) resolveName(p *Probe, fd int) error {
+func (s *unixSocket) resolveName(own *ownFD) error {
 	if len(s.Name) == 0 || s.Name[0] == 0 {
 		return nil
+	}
+	p := own.probe
+	fd, err := own.get()
+	if err != nil {
+		return err
 	}
 	file, err := unix.IoctlRetInt(fd, siocUnixFile)
 	if err != nil {
