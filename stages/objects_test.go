@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"cryo/internal/e2e"
+	"cryo/internal/options"
 	"cryo/internal/procfs"
 
 	"golang.org/x/sys/unix"
@@ -19,7 +20,7 @@ import (
 
 // TestFailedDumpOfObjects lets dumps of tasks with epoll sets and terminals fail everywhere: the sets watch what they watched,
 // the terminals have their settings, sizes, queues, sessions and foreground groups. What only the tasks can see they say
-// themselves in the end.
+// themselves in the end. Names that files were given for a restore are gone again.
 func TestFailedDumpOfObjects(t *testing.T) {
 	e2e.RequireRoot(t)
 	t.Chdir("../internal/e2e") // where it finds the workloads from
@@ -30,10 +31,30 @@ func TestFailedDumpOfObjects(t *testing.T) {
 	for _, name := range []string{"epolls", "ptys"} {
 		t.Run(name, func(t *testing.T) {
 			target := tools.StartWorkload(t, name)
-			failEverywhere(t, victims{target.Tree(), objects}, dumpOptions, Dump)
+			failEverywhere(t, victims{pids: target.Tree(), state: objects}, dumpOptions, Dump)
 			target.Go()
 		})
 	}
+	t.Run("linked", func(t *testing.T) {
+		target := tools.StartWorkload(t, "linked")
+		v := victims{pids: target.Tree(), state: objects, left: func(t *testing.T, at string, valid bool) {
+			links, _ := filepath.Glob(filepath.Join(target.Dir, "link_remap.*"))
+			if (len(links) > 0) != valid {
+				t.Errorf("failing after %s: links %q, set valid: %v", at, links, valid)
+			}
+			for _, link := range links {
+				os.Remove(link)
+			}
+		}}
+		failEverywhere(t, v, func(t *testing.T, pid int) *options.Options {
+			o := dumpOptions(t, pid)
+			o.LinkRemap = true
+			return o
+		}, Dump)
+		if links, _ := filepath.Glob(filepath.Join(target.Dir, "link_remap.*")); len(links) == 0 {
+			t.Error("the dump that did not fail made no links")
+		}
+	})
 	t.Run("job", func(t *testing.T) {
 		master, pid, dir := startJob(t, tools.Workload(t, "tty"))
 		press := func(keys string) {
@@ -43,7 +64,7 @@ func TestFailedDumpOfObjects(t *testing.T) {
 		}
 		press("ahead")
 		awaitQueued(t, pid, len("ahead"))
-		failEverywhere(t, victims{[]int{pid}, objects}, dumpOptions, Dump)
+		failEverywhere(t, victims{pids: []int{pid}, state: objects}, dumpOptions, Dump)
 		if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -59,6 +59,7 @@ var workloads = []workload{
 	{name: "restarts", peerFails: "criu has calls that it interrupted return EINTR"},
 	{name: "ptys", peerFails: "criu joins lines that wait at a terminal, and forgets what was written before a slave was closed"},
 	{name: "epolls"},
+	{name: "linked", options: []string{"--link-remap"}},
 	{name: "tree"},
 	{name: "forks", args: []string{"10", "20"}},
 	{name: "orphan", peerFails: "criu hands the orphan to init, not to its subreaper"},
