@@ -1,0 +1,237 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"cryo/internal/image"
+	"cryo/sinks"
+)
+
+// TestSpeedMoving prints what it takes to move memory in other ways than into a directory: through a pipe, to a page server,
+// compressed, and after the tasks run. It never fails for being slow. CRYO_BENCH=1 turns it on.
+func TestSpeedMoving(t *testing.T) {
+	if os.Getenv("CRYO_BENCH") == "" {
+		t.Skip("a benchmark: make bench")
+	}
+	RequireRoot(t)
+	becomeSubreaper(t)
+	w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(w, "moving\ttime\tbeside\ttimes as fast\tsize\t")
+	for _, row := range []struct {
+		name string
+		row  func(*testing.T, printer)
+	}{{"stream", streamTime}, {"page server", serverTime}, {"compression", compressTime}, {"lazy", lazyTime}} {
+		if only := os.Getenv("CRYO_BENCH_ONLY"); only != "" && only != row.name {
+			continue
+		}
+		t.Run(row.name, func(t *testing.T) {
+			row.row(t, func(name string, took time.Duration, beside string, theirs time.Duration, size int64) {
+				other, factor, bytes := beside, "", ""
+				if theirs > 0 {
+					other, factor = fmt.Sprintf("%s %s", beside, ms(theirs)), ratio(theirs, took)
+				}
+				if size > 0 {
+					bytes = mib(size)
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t\n", name, ms(took), other, factor, bytes)
+			})
+		})
+	}
+	w.Flush()
+}
+
+// times is the median of what one measurement gives n times, figure by figure.
+func times(n int, each func() []time.Duration) []time.Duration {
+	var all [][]time.Duration
+	for range n {
+		all = append(all, each())
+	}
+	mid := make([]time.Duration, len(all[0]))
+	for i := range mid {
+		var list []time.Duration
+		for _, round := range all {
+			list = append(list, round[i])
+		}
+		mid[i] = middle(list)
+	}
+	return mid
+}
+
+type printer = func(name string, took time.Duration, beside string, theirs time.Duration, size int64)
+
+// streamTime moves a tree through a pipe, and through a directory.
+func streamTime(t *testing.T, print printer) {
+	m := times(3, func() []time.Duration {
+		target := tools.StartWorkload(t, "bigmem", "1024")
+		images := benchDir(t)
+		defer os.RemoveAll(images)
+		dump := target.Dump(tools.Criu, images).Wall
+		restore := target.Restore(tools.Criu, images).Wall
+		target.Tree()
+		stream, piped := pipeTime(t, target, images)
+		target.Go()
+		return []time.Duration{piped, dump + restore, stream, dump}
+	})
+	print("1 GiB: dump | restore", m[0], "dump, restore by a directory", m[1], 0)
+	print("1 GiB: dump into a pipe that cat reads", m[2], "dump into a directory", m[3], 0)
+}
+
+// pipeTime measures a snapshot into cat, and then a move through a pipe.
+func pipeTime(t *testing.T, target *Target, work string) (cat, move time.Duration) {
+	t.Helper()
+	pipe := func(sink *exec.Cmd, extra ...string) time.Duration {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var said bytes.Buffer
+		dump := exec.Command(tools.Criu, append([]string{"dump", "-t", strconv.Itoa(target.Pid), "-D", "-", "-W", work, "-o", "dump.log"}, extra...)...)
+		dump.Stdout, dump.Stderr, sink.Stdin = w, &said, r
+		began := time.Now()
+		for _, cmd := range []*exec.Cmd{sink, dump} {
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.Close()
+		w.Close()
+		if err := dump.Wait(); err != nil {
+			t.Fatalf("dump: %v: %s", err, &said)
+		}
+		if len(extra) == 0 {
+			target.reapTree()
+		}
+		if err := sink.Wait(); err != nil {
+			t.Fatalf("%v: %v", sink.Args, err)
+		}
+		return time.Since(began)
+	}
+	cat = pipe(exec.Command("cat"), "--leave-running")
+	move = pipe(exec.Command(tools.Criu, "restore", "-d", "-D", "-", "-W", work, "-o", "restore.log"))
+	return cat, move
+}
+
+// serverTime dumps to a page server on the same machine, until that has ended.
+func serverTime(t *testing.T, print printer) {
+	dump := func(criu string) time.Duration {
+		if criu == "" {
+			return 0
+		}
+		target := tools.StartWorkload(t, "bigmem", "1024")
+		defer target.Kill()
+		images, port := benchDir(t), freePort(t)
+		defer os.RemoveAll(images)
+		Must(t, filepath.Join(images, "server.log"), criu, "page-server", "-D", images, "--address", "127.0.0.1", "--port", port,
+			"--daemon", "--pidfile", "server.pid", "-o", "server.log")
+		began := time.Now()
+		target.Dump(criu, images, "--page-server", "--address", "127.0.0.1", "--port", port, "-v2")
+		awaitEnd(t, target, filepath.Join(images, "server.pid"))
+		return time.Since(began)
+	}
+	dump(tools.Peer) // it finds out about the kernel first
+	m := times(3, func() []time.Duration { return []time.Duration{dump(tools.Criu), dump(tools.Peer)} })
+	print("1 GiB to a page server", m[0], "criu to its own", m[1], 0)
+}
+
+// compressTime dumps memory that can be compressed.
+func compressTime(t *testing.T, print printer) {
+	var sizes [3]int64
+	m := times(1, func() []time.Duration {
+		target := tools.StartWorkload(t, "bigmem", "256", "text")
+		defer target.Kill()
+		var took []time.Duration
+		for i, extra := range []string{"--leave-running", "--compress", "--compress=zstd"} {
+			images := benchDir(t)
+			took = append(took, target.Dump(tools.Criu, images, "--leave-running", extra, "-v2").Wall)
+			sizes[i] = pagesOf(t, images)
+			if i == 0 {
+				defer os.RemoveAll(images)
+				took = append(took, codecTime(t, images, image.LZ4), codecTime(t, images, image.Zstd))
+				continue
+			}
+			os.RemoveAll(images)
+		}
+		return took
+	})
+	print("256 MiB of text, plain", m[0], "", 0, sizes[0])
+	print("256 MiB of text, LZ4", m[3], "the library alone", m[1], sizes[1])
+	print("256 MiB of text, zstd", m[4], "the library alone", m[2], sizes[2])
+}
+
+// codecTime is what the library takes for all pages of a set, on all processors.
+func codecTime(t *testing.T, images string, codec image.Codec) time.Duration {
+	t.Helper()
+	pages, err := os.ReadFile(filepath.Join(images, image.PagesFile(1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := make(chan []byte)
+	var all sync.WaitGroup
+	began := time.Now()
+	for range runtime.GOMAXPROCS(0) {
+		all.Go(func() {
+			var packed []byte
+			for b := range blocks {
+				packed = codec.Shrink(packed[:0], b)
+			}
+		})
+	}
+	for b := range slices.Chunk(pages, sinks.DefaultBlock) {
+		blocks <- b
+	}
+	close(blocks)
+	all.Wait()
+	return time.Since(began)
+}
+
+// lazyTime restores memory that comes when the tasks run: until they do, and until all is in.
+func lazyTime(t *testing.T, print printer) {
+	lazy := func(criu string, images string, target *Target) (runs, all time.Duration) {
+		if criu == "" {
+			return 0, 0
+		}
+		began := time.Now()
+		if criu == tools.Peer {
+			Must(t, filepath.Join(images, "lazy.log"), criu, "lazy-pages", "-D", images, "--daemon", "-o", "lazy.log")
+		}
+		// A server goes on with its standard error, whose end nobody is to wait for here.
+		restore := exec.Command(criu, "restore", "-d", "-D", images, "-o", "restore.log", "--lazy-pages")
+		if err := restore.Run(); err != nil {
+			t.Fatalf("%v: %v\n%s", restore.Args, err, errorsOf(filepath.Join(images, "restore.log")))
+		}
+		runs = time.Since(began)
+		target.await("all pages", func() bool { return !served(t, target.Pid) })
+		all = time.Since(began)
+		target.Kill()
+		return runs, all
+	}
+	m := times(2, func() []time.Duration {
+		target := tools.StartWorkload(t, "bigmem", "2048")
+		images, theirs := benchDir(t), benchDir(t)
+		defer os.RemoveAll(images)
+		defer os.RemoveAll(theirs)
+		if tools.Peer != "" { // its daemon ends early over a set of ours that is as large
+			target.Dump(tools.Peer, theirs, "--leave-running", "-v2")
+		}
+		target.Dump(tools.Criu, images, "-v2")
+		plain := target.Restore(tools.Criu, images, "-v2").Wall
+		target.Kill()
+		runs, all := lazy(tools.Criu, images, target)
+		theirRuns, theirAll := lazy(tools.Peer, theirs, target)
+		return []time.Duration{runs, theirRuns, all, theirAll, plain}
+	})
+	print("2 GiB, lazy: the task runs", m[0], "criu with its daemon", m[1], 0)
+	print("2 GiB, lazy: all is in", m[2], "criu with its daemon", m[3], 0)
+	print("2 GiB, lazy: all is in", m[2], "a plain restore", m[4], 0)
+}
