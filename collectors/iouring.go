@@ -10,6 +10,7 @@ import (
 	"cryo/internal/image"
 	"cryo/internal/iouring"
 	"cryo/internal/procfs"
+	"cryo/internal/remote"
 	"cryo/internal/vma"
 
 	ext_file "github.com/checkpoint-restore/go-criu/v8/crit/images/ext-file"
@@ -69,7 +70,7 @@ func (p *Probe) ring() (*image.IOURing, error) {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	if err := errors.Join(p.ringRegistered(n), p.ringAnswers(fd)); err != nil {
+	if err := errors.Join(p.ringRegistered(n), p.ringAnswers(fd, n)); err != nil {
 		return nil, err
 	}
 	ring, err := p.ringShape(fd, n)
@@ -146,7 +147,7 @@ func (p *Probe) ringRegistered(n *ringInfo) error {
 const ringGroups = 1024
 
 // ringAnswers refuses what a ring betrays by its answers to calls that change nothing.
-func (p *Probe) ringAnswers(fd int) error {
+func (p *Probe) ringAnswers(fd int, n *ringInfo) error {
 	refuse := func(what string) error { return p.Obstacle(what, "close it before the dump") }
 	switch _, err := iouring.Enter(fd, 0, 0, iouring.EnterGetEvents); {
 	case errors.Is(err, unix.EBADFD):
@@ -161,6 +162,9 @@ func (p *Probe) ringAnswers(fd int) error {
 		return refuse("an io_uring with restrictions (IORING_REGISTER_RESTRICTIONS), which the kernel does not tell")
 	case errors.Is(err, unix.EEXIST):
 		return refuse("an io_uring that takes requests from one thread alone (IORING_SETUP_SINGLE_ISSUER), which cannot be dumped yet")
+	}
+	if n.napi != "" && errors.Is(iouring.Ask(fd, iouring.RegisterNAPI, 1), unix.EINVAL) {
+		return refuse("an io_uring that polls devices for what is done (IORING_SETUP_IOPOLL)")
 	}
 	if errors.Is(iouring.Ask(fd, iouring.RegisterEventfd, 1), unix.EBUSY) {
 		return refuse("an io_uring with a registered eventfd, of which the kernel does not say which it is")
@@ -256,6 +260,46 @@ func count(n int, thing string) string {
 		return "one " + thing
 	}
 	return fmt.Sprintf("%d %ss", n, thing)
+}
+
+// registeredRings is how many rings a thread can register (IO_RINGFD_REG_MAX).
+const registeredRings = 16
+
+// MetRings says whether there is any io_uring in the tree.
+func (f *Files) MetRings() bool { return f.rings != nil }
+
+// AskForRings refuses rings that some threads of a task have registered for themselves (IORING_REGISTER_RING_FDS, Linux 5.18),
+// which only they are told of. It is called on the thread that traces them.
+func (f *Files) AskForRings(t *Task, threads []*Thread) error {
+	owner := t
+	if t.SharesFiles != nil {
+		owner = t.SharesFiles
+	}
+	if !slices.ContainsFunc(owner.FDs, func(e *fdinfo.FdinfoEntry) bool { return e.GetType() == fdinfo.FdTypes_EXT }) {
+		return nil
+	}
+	b := remote.NewBuilder("registered rings")
+	var asked [registeredRings]remote.Op // each ring for nothing
+	for i := range asked {
+		asked[i] = b.CallNumbers(unix.SYS_IO_URING_ENTER, uint64(i), 0, 0, iouring.EnterRegisteredRing, 0, 0)
+	}
+	program := b.Program()
+	for _, th := range threads {
+		res, err := t.Session.RunOn(th.Tracee, program)
+		if err != nil {
+			return err
+		}
+		for _, op := range asked {
+			answer, _ := res.Raw(op)
+			if errno := unix.Errno(-answer); answer < 0 && (errno == unix.EINVAL || errno == unix.EBADF || errno == unix.ENOSYS || errno == unix.EPERM) {
+				continue
+			}
+			f.env.Obstacles.Add(Obstacle{Pid: t.Pid, Where: fmt.Sprintf("thread %d", th.Tid),
+				What: "an io_uring that the thread has registered for itself (IORING_REGISTER_RING_FDS)", Remedy: "unregister it before the dump"})
+			break
+		}
+	}
+	return nil
 }
 
 // ringFile is where mappings of a ring find it.

@@ -76,6 +76,11 @@ func (d *dumper) askThreads(t *collectors.Task, emit func(told) error) error {
 				return fmt.Errorf("task %d: %w", t.Pid, err)
 			}
 		}
+		if d.env.Files.MetRings() {
+			if err := d.tracer.Do(func() error { return d.env.Files.AskForRings(t, p.threads) }); err != nil {
+				return fmt.Errorf("task %d: %w", t.Pid, err)
+			}
+		}
 		if err := emit(p); err != nil {
 			return err
 		}

@@ -26,6 +26,7 @@ func TestRingInFlight(t *testing.T) {
 	for what, says := range map[string]string{
 		"poll":    "an io_uring with one request in flight, waiting for a file to become ready",
 		"timeout": "an io_uring with one request in flight",
+		"thread":  "an io_uring that the thread has registered for itself",
 	} {
 		t.Run(what, func(t *testing.T) {
 			target := startRing(t, "ringbusy", what)

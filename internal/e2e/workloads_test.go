@@ -80,6 +80,7 @@ var workloads = []workload{
 	{name: "sysv", peerFails: "criu keeps SysV memory only of an IPC namespace it dumps whole"},
 	{name: "clock"},
 	{name: "iouring", peerFails: "criu dumps no io_uring"},
+	{name: "iouring", args: []string{"nobody"}, peerFails: "criu dumps no io_uring"},
 	{name: "ring", args: []string{"20"}},
 }
 

@@ -37,6 +37,7 @@ const (
 	RegisterEventfd      = 4
 	RegisterRestrictions = 11
 	RegisterPbufStatus   = 26 // Linux 6.8
+	RegisterNAPI         = 27 // Linux 6.9
 )
 
 // Params is struct io_uring_params.

@@ -1,8 +1,10 @@
 /*
  * Rings of io_uring(7) with nothing in flight: positions far from zero, completions yet to be read, requests yet to be
  * handed over, a ring that a child shares, and one whose thread of the kernel's takes the requests. All go on where they were.
+ * With "nobody" the program has given its privileges away, and so has that thread.
  */
 #include "workload.h"
+#include <dirent.h>
 #include <linux/io_uring.h>
 
 struct ring {
@@ -122,12 +124,36 @@ static void ring_check(struct ring *r, unsigned sq, unsigned cq, unsigned unread
 	ring_file(r, file);
 }
 
-int main(void)
+/* Every thread has the program's user, those that are the kernel's too. */
+static void check_owner(void)
+{
+	char path[300], line[100];
+	DIR *tasks = opendir("/proc/self/task");
+	struct dirent *e;
+
+	while ((e = readdir(tasks))) {
+		unsigned uid = ~0;
+
+		snprintf(path, sizeof(path), "/proc/self/task/%s/status", e->d_name);
+		FILE *f = e->d_name[0] == '.' ? NULL : fopen(path, "r");
+		if (!f)
+			continue;
+		while (fgets(line, sizeof(line), f))
+			sscanf(line, "Uid: %u", &uid);
+		CHECK(uid == getuid(), "thread %s has user %u", e->d_name, uid);
+		fclose(f);
+	}
+	closedir(tasks);
+}
+
+int main(int argc, char **argv)
 {
 	struct ring plain, large, thread = { .fd = -1 };
 	int status, pipes[2];
 
 	workload_init();
+	if (argc > 1)
+		CHECK(!chown(".", 65534, 65534) && !setgid(65534) && !setuid(65534), "become nobody");
 	if (ring_open(&plain, 8, 0, 0)) {
 		workload_write("refused", strerror(errno));
 		workload_ready();
@@ -168,5 +194,6 @@ int main(void)
 	ring_check(&large, 5, 5, 0, 0, "large");
 	if (thread_made)
 		ring_check(&thread, 83, 83, 4, 0, "thread");
+	check_owner();
 	workload_pass();
 }

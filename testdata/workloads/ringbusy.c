@@ -4,10 +4,12 @@
  *   poll     a read of an empty pipe, and a thread of the kernel's that polls the ring
  *   timeout  a timeout in an hour
  *   soon     a timeout in a moment: a dump that waits for it succeeds
+ *   thread   nothing, but a thread has registered the ring for itself
  */
 #include "workload.h"
 #include <linux/io_uring.h>
 #include <linux/time_types.h>
+#include <pthread.h>
 
 static struct io_uring_params p;
 static int fd;
@@ -39,6 +41,18 @@ static struct io_uring_cqe *completion(void)
 	return (struct io_uring_cqe *)(cq + p.cq_off.cqes) + told++;
 }
 
+/* Registers the ring with the calling thread, and waits. */
+static void *registers(void *ready)
+{
+	struct io_uring_rsrc_update update = { .offset = -1U, .data = fd };
+
+	if (syscall(SYS_io_uring_register, fd, IORING_REGISTER_RING_FDS, &update, 1) != 1)
+		workload_write("refused", strerror(errno));
+	*(_Atomic int *)ready = 1;
+	pause();
+	return NULL;
+}
+
 int main(int argc, char **argv)
 {
 	const char *what = argc > 1 ? argv[1] : "poll";
@@ -62,7 +76,16 @@ int main(int argc, char **argv)
 
 	if (!strcmp(what, "poll"))
 		submit((struct io_uring_sqe){ .opcode = IORING_OP_READ, .fd = pipes[0], .addr = (uintptr_t)text, .len = 3, .user_data = 42 });
-	else
+	else if (!strcmp(what, "thread")) {
+		static _Atomic int ready;
+		pthread_t thread;
+
+		CHECK(!pthread_create(&thread, NULL, registers, (void *)&ready), "a thread");
+		while (!ready)
+			usleep(1000);
+		workload_ready();
+		workload_pass();
+	} else
 		submit((struct io_uring_sqe){ .opcode = IORING_OP_TIMEOUT, .fd = -1, .len = 1, .user_data = 42,
 			.addr = (uintptr_t)(strcmp(what, "soon") ? &hour : &moment) });
 
