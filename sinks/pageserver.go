@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"cryo/internal/image"
 	"cryo/internal/pagexfer"
@@ -71,6 +72,9 @@ func IsSent(name string) bool { return strings.HasPrefix(name, sentPrefix) }
 // KeepIndex has the directory get page maps of what is sent, so that the next set that builds on this one knows what
 // the server has.
 func (s *PageServer) KeepIndex() { s.keep = true }
+
+// Interrupt ends whatever waits for the server, now and later, by an error.
+func (s *PageServer) Interrupt() { s.conn.SetDeadline(time.Unix(1, 0)) }
 
 // Server is the page server that a sink sends its pages to, nil for none.
 func Server(to Sink) *PageServer {

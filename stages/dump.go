@@ -74,6 +74,9 @@ func runDumper(ctx context.Context, o *options.Options, open opener, declare fun
 		return nil, errors.Join(err, guard.close())
 	}
 	defer d.close()
+	if server := sinks.Server(d.sink); server != nil { // it may take its time
+		defer context.AfterFunc(ctx, server.Interrupt)()
+	}
 	d.warm()
 	d.try = t
 	if err = d.announce(ctx); err == nil {
