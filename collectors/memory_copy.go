@@ -99,7 +99,7 @@ type handOver struct {
 }
 
 func newHandOver(ctx context.Context, m *Memory, t *Task, pid int, spill func() (*os.File, error)) (h *handOver, err error) {
-	h = &handOver{ctx: ctx, m: m, copy: &memoryCopy{pid: pid, at: make([]bool, len(m.maps))}, spill: spill, task: pagecopy.NewTask(t.Pid)}
+	h = &handOver{ctx: ctx, m: m, copy: &memoryCopy{pid: pid, at: make([]bool, len(m.maps))}, spill: spill, task: t.Pages()}
 	if h.copied, err = vma.List(pid); err == nil {
 		h.from, err = pagemap.Open(t.Pid)
 	}

@@ -47,6 +47,7 @@ func (m *Memory) DumpPages(ctx context.Context, t *Task, dst PageDest, stats *Me
 	}
 	defer pm.Close()
 	task := pagecopy.NewTask(pid)
+	task.Shared = t.Forked || m.copy != nil // by the task and its copy
 	defer task.Close()
 	var src pagecopy.Source = task
 	workers := pagecopy.Workers()
@@ -69,7 +70,7 @@ func (m *Memory) DumpPages(ctx context.Context, t *Task, dst PageDest, stats *Me
 // changes meanwhile counts as written for the next set.
 func (m *Memory) DumpAhead(ctx context.Context, t *Task, dst PageDest, stats *MemoryStats) (err error) {
 	m.ahead = true
-	src := pagecopy.NewTask(t.Pid)
+	src := t.Pages()
 	defer src.Close()
 	copier := pagecopy.New(ctx, pagecopy.Running{Task: src, Ended: t.ended}, dst, pagecopy.WorkersBeside(), &stats.Private)
 	defer func() {

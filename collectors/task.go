@@ -74,6 +74,10 @@ type Task struct {
 	// Session is the engine in the task, from parasite-state to parasite-mem; programs run on the tracer's thread only.
 	Session *remote.Session
 
+	// Forked says that the task may share pages with others: it was forked, or has forked, and neither has executed a program
+	// since.
+	Forked bool
+
 	namespaces  taskNamespaces
 	posixTimers []procfs.Timer
 	asked       *question[*Task] // running in the task

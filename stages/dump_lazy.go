@@ -38,7 +38,7 @@ func (d *dumper) serveLate(s *pipeline.Stage, v valid) (valid, error) {
 		if i < 0 {
 			return nil, fmt.Errorf("is not in the tree")
 		}
-		return &livePages{v.tasks[i].Memory.Late(), pagecopy.NewTask(v.tasks[i].Pid)}, nil
+		return &livePages{v.tasks[i].Memory.Late(), v.tasks[i].Pages()}, nil
 	})
 	if err != nil {
 		return v, fmt.Errorf("the restore at %v: %w", conn.RemoteAddr(), err)

@@ -126,6 +126,7 @@ func (d *dumper) snapshot(s *pipeline.Stage, tree *Tree) (*Tree, error) {
 		}
 		tree = newTree(tree.Root)
 	}
+	collectors.MarkForked(tree.Tasks)
 	for _, t := range tree.Tasks {
 		if t.Sid == 0 {
 			d.env.Obstacles.Add(collectors.Obstacle{Pid: t.Pid, What: "its session leader is outside of its pid namespace"})

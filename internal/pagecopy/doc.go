@@ -6,6 +6,7 @@
 // writes them while the next is already at it. Memory is bounded by the number of workers, not by the target.
 //
 // Kernel interfaces: process_vm_readv (Linux 3.2); /proc/PID/mem for memory the task itself may not read
-// (mprotect in the task would do as well, but leaves the task changed if the tool dies). Images:
+// (mprotect in the task would do as well, but leaves the task changed if the tool dies), and for memory that
+// forked tasks share, which process_vm_readv would make them copies of. Images:
 // pagemap-PID.img, pagemap-shmem-ID.img, pages-N.img, through the destination.
 package pagecopy
