@@ -329,14 +329,25 @@ func (f *pagesFile) bytes(off int64, n uint64) ([]byte, error) {
 			return f.bytes(off, n)
 		}
 		start := off &^ (windowSize - 1)
-		w, err := unix.Mmap(int(f.Fd()), start, int(min(windowSize, f.Size-start)), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
+		w, err := mapWindow(f.Pages, start, min(windowSize, f.Size-start))
 		if err != nil {
-			return nil, fmt.Errorf("map %s at %d: %w", f.Name(), start, err)
+			return nil, err
 		}
 		f.window, f.at = w, start
 	}
 	b := f.window[off-f.at:]
 	return b[:min(uint64(len(b)), n)], nil
+}
+
+// mapWindow maps n bytes of a pages file that are read once, in order. To be told so the kernel need not note that they were.
+// They are not populated: a fault brings sixteen pages, and costs less than to look each up.
+func mapWindow(f *image.Pages, at, n int64) ([]byte, error) {
+	w, err := unix.Mmap(int(f.Fd()), at, int(n), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map %s at %d: %w", f.Name(), at, err)
+	}
+	_ = unix.Madvise(w, unix.MADV_SEQUENTIAL) // works without
+	return w, nil
 }
 
 // read makes a copy of the whole file the window.

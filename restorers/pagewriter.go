@@ -124,9 +124,9 @@ func (w *pageWriter) close() error {
 
 // do writes one job.
 func (w *pageWriter) do(j *writeJob) error {
-	window, err := unix.Mmap(int(j.file.Fd()), j.start, int(j.end-j.start), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
+	window, err := mapWindow(j.file, j.start, j.end-j.start)
 	if err != nil {
-		return fmt.Errorf("map %s at %d: %w", j.file.Name(), j.start, err)
+		return err
 	}
 	err = w.write(j, window)
 	unix.Munmap(window)
