@@ -141,7 +141,7 @@ func tmuxClient(s *instance) (*client, error) {
 		if _, err := tmux("new-session", "-d", "-s", "main", "-x", "80", "-y", "24", "exec bash --norc --noprofile -i"); err != nil {
 			return nil, err
 		}
-		if _, err := tmux("new-window", "-t", "main", "exec vi"); err != nil {
+		if _, err := tmux("new-window", "-t", "main", "-c", s.path(""), "exec vi"); err != nil {
 			return nil, err
 		}
 	}
