@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"cryo/internal/image"
+	"cryo/internal/lazy"
 	"cryo/internal/pagecopy"
 	"cryo/internal/vma"
 
@@ -27,6 +28,7 @@ type SharedMemory struct {
 	memfds  map[deviceInode]*memfdIDs
 	sysv    sysvSegments
 	files   map[mappedFile]uint64 // ids of mapped files: most tasks of a tree have the same libraries
+	before  image.Source          // the set this one builds on, nil for none
 }
 
 type deviceInode struct{ dev, ino uint64 }
@@ -97,7 +99,14 @@ func (s *SharedMemory) Dump(ctx context.Context, open func(image.PagemapKind, ui
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(o.dump(ctx, dst, stats), dst.Close()); err != nil {
+		before, err := s.storedBefore(o)
+		if err == nil {
+			err = o.dump(ctx, dst, before, stats)
+		}
+		if before != nil {
+			before.Close()
+		}
+		if err := errors.Join(err, dst.Close()); err != nil {
 			return fmt.Errorf("shared memory %d: %w", o.id, err)
 		}
 	}
@@ -105,7 +114,7 @@ func (s *SharedMemory) Dump(ctx context.Context, open func(image.PagemapKind, ui
 }
 
 // dump stores the segments with data. What is a hole, or zero, is not stored.
-func (o *sharedObject) dump(ctx context.Context, dst PageDest, stats *MemoryStats) (err error) {
+func (o *sharedObject) dump(ctx context.Context, dst PageDest, before *lazy.Local, stats *MemoryStats) (err error) {
 	fd, err := o.task.Proc.Open(o.link, unix.O_RDONLY)
 	if err != nil {
 		return err
@@ -118,16 +127,20 @@ func (o *sharedObject) dump(ctx context.Context, dst PageDest, stats *MemoryStat
 			err = cerr
 		}
 	}()
+	put := copier.Put
+	if before != nil {
+		put = (&comparing{f: f, before: before, have: before.Late(), put: copier.Put, own: make([]byte, compareStep)}).Put
+	}
 	return segments(f, o.size, func(start, end uint64) error {
 		r := pagecopy.Range{Addr: start, Len: end - start, KeepZero: o.zero}
 		if o.upto <= start || o.upto >= end {
-			return copier.Put(o.marked(r))
+			return put(o.marked(r))
 		}
 		r.Len = o.upto - start
-		if err := copier.Put(r); err != nil {
+		if err := put(r); err != nil {
 			return err
 		}
-		return copier.Put(o.marked(pagecopy.Range{Addr: o.upto, Len: end - o.upto, KeepZero: o.zero}))
+		return put(o.marked(pagecopy.Range{Addr: o.upto, Len: end - o.upto, KeepZero: o.zero}))
 	})
 }
 

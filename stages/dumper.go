@@ -101,6 +101,9 @@ func newDumper(o *options.Options, open opener) (*dumper, error) {
 	d.env.Sockets, d.env.Connections = &collectors.InetSockets{}, &collectors.Connections{}
 	d.env.NetNS = &collectors.NetNS{}
 	d.env.Shared = collectors.NewSharedMemory()
+	if d.track.comparable(o) {
+		d.env.Shared.BuildOn(d.track.parent)
+	}
 	d.memory = &memory{env: d.env, sink: d.sink, track: d.track, ahead: o.Verb == options.PreDump, stats: &collectors.MemoryStats{}, self: collectors.NewSelfWriting(d.tracer.Do)}
 	d.tracees = collectors.NewTracees(d.env)
 	if d.env.Namespaces, d.rootIDs, err = collectors.NewNamespaces(d.env.IDs); err == nil {

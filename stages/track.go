@@ -117,6 +117,12 @@ func (tr *tracking) trusts() bool {
 	return tr.keeper != nil && tr.before.GetDumpCriuRunId() == tr.keeper.Set
 }
 
+// comparable says whether the pages of the previous set are here, and are stored as they are: what would have to be decompressed or
+// decrypted first is better stored anew.
+func (tr *tracking) comparable(o *options.Options) bool {
+	return tr.parent != nil && o.ImagesDir != piped && !o.PageServer && o.Key == nil && tr.before.GetImgVersion() == image.FormatV1_1
+}
+
 // uptime is the time since boot in microseconds.
 func uptime() uint64 {
 	var ts unix.Timespec

@@ -35,6 +35,7 @@ type extent struct {
 
 // Local is the pages of a task that are in an image set on this machine.
 type Local struct {
+	kind    image.PagemapKind
 	extents []extent
 	files   []*pagesFile
 	depth   int // of tasks whose parents are being read
@@ -43,8 +44,17 @@ type Local struct {
 // OpenLocal reads the page map of a task. Late pages that the set has not, because they were left behind where they were
 // dumped, are an error.
 func OpenLocal(src image.Source, pid int) (*Local, error) {
-	l := &Local{}
-	all, err := l.read(src, uint64(pid), func(r image.Run) bool { return r.Flags&image.PELazy != 0 })
+	return openLocal(src, image.TaskPages, uint64(pid), func(r image.Run) bool { return r.Flags&image.PELazy != 0 })
+}
+
+// OpenStored reads the page map of any object: Late is all that the set, or one it builds on, has stored of it.
+func OpenStored(src image.Source, kind image.PagemapKind, id uint64) (*Local, error) {
+	return openLocal(src, kind, id, func(r image.Run) bool { return r.Flags&(image.PEPresent|image.PEParent) != 0 })
+}
+
+func openLocal(src image.Source, kind image.PagemapKind, id uint64, want func(image.Run) bool) (*Local, error) {
+	l := &Local{kind: kind}
+	all, err := l.read(src, id, want)
 	if err != nil {
 		l.Close()
 		return nil, err
@@ -55,12 +65,12 @@ func OpenLocal(src image.Source, pid int) (*Local, error) {
 
 // read lists the pages of those runs of a page map that are wanted, looking into parents where the map says so.
 func (l *Local) read(src image.Source, id uint64, want func(image.Run) bool) ([]extent, error) {
-	m, err := image.ReadPagemap(src, image.TaskPages, id)
+	m, err := image.ReadPagemap(src, l.kind, id)
 	if err != nil {
 		return nil, err
 	}
 	defer m.Close()
-	name := image.TaskPages.Kind().File(id)
+	name := l.kind.Kind().File(id)
 	var list, below, shared []extent
 	var file *pagesFile
 	off := int64(0)
