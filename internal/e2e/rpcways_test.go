@@ -177,3 +177,39 @@ func TestRPCInheritedDescriptor(t *testing.T) {
 		t.Errorf("the program says %q, %v", said[:n], err)
 	}
 }
+
+// TestRPCOwnID starts criu swrk with ids around those of the set: one that a thread of it has it gives away by executing
+// itself, and finds the request again.
+func TestRPCOwnID(t *testing.T) {
+	RequireRoot(t)
+	if !alone(t) {
+		return
+	}
+	target, images := tools.StartWorkload(t, "threads", "3"), t.TempDir()
+	target.Dump(tools.Criu, images)
+	again, itself := 0, 0
+	for i := range 20 {
+		last := strconv.Itoa(target.Pid - 1 - i%6)
+		if err := os.WriteFile("/proc/sys/kernel/ns_last_pid", []byte(last), 0); err != nil {
+			t.Skip("pids cannot be chosen: ", err)
+		}
+		c := startSwrk(t)
+		resp := c.ask(rpcRestore, optsFor(t, rpcRestore, images, 0))
+		switch {
+		case resp.GetSuccess():
+			if log, _ := os.ReadFile(filepath.Join(images, logOf(rpcRestore))); strings.Contains(string(log), "Starting again") {
+				again++
+			}
+			c.end()
+			target.Kill()
+		case strings.Contains(resp.GetCrErrmsg(), "is one of this process itself: start it again"), strings.Contains(resp.GetCrErrmsg(), "that id is taken by"):
+			itself++ // or it is one of a thread of this test
+			c.end()
+		default:
+			t.Fatalf("%v; %s", resp, c.said.String())
+		}
+	}
+	t.Logf("%d restores had threads with ids of the set, %d such an id themselves", again, itself)
+	target.Restore(tools.Criu, images)
+	target.Go()
+}

@@ -105,6 +105,9 @@ func decode(buf []byte) (*rpc.CriuReq, error) {
 	if req.Type == nil {
 		return nil, &FormatError{errors.New("it has no type")}
 	}
+	if err := refuseUnknown(buf); err != nil {
+		return nil, &FormatError{err}
+	}
 	return req, nil
 }
 

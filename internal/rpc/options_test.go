@@ -119,3 +119,17 @@ func TestFromRPCRefuses(t *testing.T) {
 		}
 	}
 }
+
+func TestDecodeRefusesUnknownOptions(t *testing.T) {
+	for msg, want := range map[string]string{
+		"\x08\x0a":                             "",
+		"\x08\x01\x12\x02\x08\x05":             "",                             // images_dir_fd
+		"\x08\x01\x12\x05\x08\x05\x80\x08\x01": "option 128 is not known",      // check_mounts, which criu has given up
+		"\x08\x01\x12\x02\x08":                 "request cannot be understood", // cut short
+	} {
+		_, err := decode([]byte(msg))
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%q: got %v, want %q", msg, err, want)
+		}
+	}
+}
