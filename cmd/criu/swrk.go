@@ -73,10 +73,12 @@ func request(ctx context.Context, o *options.Options, work func(context.Context,
 	if err := os.Chdir(startDir); err != nil {
 		return err
 	}
-	if err := o.Check(o.Verb); err != nil {
-		return err
-	}
-	err := perform(ctx, o, work)
+	err := perform(ctx, o, func(ctx context.Context, o *options.Options) error {
+		if err := o.Check(o.Verb); err != nil { // drivers look for the cause in the log
+			return err
+		}
+		return work(ctx, o)
+	})
 	again = false // the next request begins a log of its own
 	return err
 }

@@ -122,6 +122,22 @@ func TestRPCRefusals(t *testing.T) {
 	}
 }
 
+// TestRPCRefusalsAreLogged: drivers show the lines of the log that say Error.
+func TestRPCRefusalsAreLogged(t *testing.T) {
+	RequireRoot(t)
+	images := t.TempDir()
+	c := startSwrk(t)
+	o := optsFor(t, rpcRestore, images, 0)
+	o.Root = new("/") // as a container engine wants it
+	if resp := c.ask(rpcRestore, o); resp.GetSuccess() {
+		t.Fatal(resp)
+	}
+	c.end()
+	if log := errorsOf(filepath.Join(images, logOf(rpcRestore))); strings.Count(log, "\n") != 0 || !strings.Contains(log, "Error") || !strings.Contains(log, "--root: not built yet") {
+		t.Errorf("the log says %q", log)
+	}
+}
+
 // TestRPCLongRequest sends a request that is larger than any real one.
 func TestRPCLongRequest(t *testing.T) {
 	RequireRoot(t)
