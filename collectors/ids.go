@@ -17,6 +17,8 @@ type Namespaces struct {
 	own map[string]uint64 // inode of each of the tool's own
 	// tables maps the number of each descriptor table to the task that came first with it.
 	tables map[uint32]*Task
+	// spaces does so for address spaces.
+	spaces map[uint32]*Task
 }
 
 type namespace struct {
@@ -43,7 +45,7 @@ var nsKinds = [...]struct {
 // NewNamespaces numbers the tool's own namespaces and returns the ids entry the inventory carries for the tool, whose
 // other objects are the first of their kind too.
 func NewNamespaces(ids *objid.Allocator) (*Namespaces, *criu_core.TaskKobjIdsEntry, error) {
-	n := &Namespaces{ids: map[namespace]uint32{}, own: map[string]uint64{}, tables: map[uint32]*Task{}}
+	n := &Namespaces{ids: map[namespace]uint32{}, own: map[string]uint64{}, tables: map[uint32]*Task{}, spaces: map[uint32]*Task{}}
 	e := kobj(objid.Kobj{
 		VM: ids.Fresh(objid.VM), Files: ids.Fresh(objid.FilesT), FS: ids.Fresh(objid.FS), Sighand: ids.Fresh(objid.Sighand),
 	})
@@ -95,7 +97,12 @@ func (n *Namespaces) Identify(env *Env, t *Task) error {
 		*o.id = id
 		switch {
 		case o.typ == objid.VM && !fresh:
-			env.Obstacles.Add(Obstacle{Pid: t.Pid, What: "shares its memory with another task (vfork, or clone with CLONE_VM), which the image format cannot hold"})
+			t.SharesMemory = n.spaces[id]
+			if t.Parent == nil || !t.Parent.Live() || t.Parent.IDs.VM != id {
+				env.Obstacles.Add(Obstacle{Pid: t.Pid, What: fmt.Sprintf("shares its memory with task %d (clone with CLONE_VM), which is not its parent", t.SharesMemory.Pid)})
+			}
+		case o.typ == objid.VM:
+			n.spaces[id] = t
 		case o.typ == objid.FilesT && !fresh:
 			t.SharesFiles = n.tables[id]
 		case o.typ == objid.FilesT:

@@ -1,6 +1,7 @@
 package collectors
 
 import (
+	"cmp"
 	"cryo/internal/objid"
 	"cryo/internal/poll"
 	"cryo/internal/procfs"
@@ -61,6 +62,8 @@ type Task struct {
 	// SharesFiles is the earlier task whose descriptor table this one shares; FDs is then empty.
 	SharesFiles *Task
 	FDs         []*fdinfo.FdinfoEntry
+	// SharesMemory is the earlier task whose memory this one shares (clone with CLONE_VM); it has none of its own.
+	SharesMemory *Task
 
 	// Memory is the address space as listed before anything was injected; nil for a zombie.
 	Memory *Memory
@@ -91,6 +94,26 @@ type Task struct {
 
 // Leader is the thread-group leader.
 func (t *Task) Leader() *Thread { return t.Threads[0] }
+
+// HasMemory says whether the task has memory of its own, which nobody has stored before it.
+func (t *Task) HasMemory() bool { return t.Live() && t.SharesMemory == nil }
+
+// FindShared finds out which tasks share the memory of their parents, where nothing else is asked of them.
+func FindShared(tasks []*Task) error {
+	for _, t := range tasks {
+		if !t.Live() || t.Parent == nil || !t.Parent.Live() {
+			continue
+		}
+		same, err := objid.Same(objid.VM, objid.Ref{Pid: t.Pid}, objid.Ref{Pid: t.Parent.Pid})
+		if err != nil {
+			return err
+		}
+		if same {
+			t.SharesMemory = cmp.Or(t.Parent.SharesMemory, t.Parent)
+		}
+	}
+	return nil
+}
 
 // Close gives back what the tool holds of the task.
 func (t *Task) Close() {

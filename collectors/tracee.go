@@ -53,9 +53,15 @@ func (tr *Tracees) Inject(tasks []*Task) []error {
 	for i, t := range tasks {
 		leaders[i] = t.Leader().Tracee
 		options[i] = remote.Options{Status: t.Leader().Status, SlotSize: slotSize, Slots: min(len(t.Threads), maxSlots+1),
-			Mappings: t.Memory.maps}
+			Mappings: t.Memory.maps, Shared: t.SharesMemory != nil}
 	}
-	sessions, errs := remote.InjectAll(leaders, options)
+	sessions, errs := make([]*remote.Session, len(tasks)), make([]error, len(tasks))
+	for _, turn := range turns(tasks) {
+		some, failed := remote.InjectAll(pick(leaders, turn), pick(options, turn))
+		for i, at := range turn {
+			sessions[at], errs[at] = some[i], failed[i]
+		}
+	}
 	for i, t := range tasks {
 		t.Session = sessions[i]
 		var seccomp *remote.SeccompError
@@ -123,12 +129,38 @@ func (tr *Tracees) askThreads(t *Task, threads []*Thread) error {
 
 // Eject takes the engine out of those of the tasks that have it, all at the same time.
 func (tr *Tracees) Eject(tasks []*Task) error {
-	var sessions []*remote.Session
-	for _, t := range tasks {
-		if t.Session != nil {
-			sessions = append(sessions, t.Session)
-			t.Session = nil
+	tasks = slices.DeleteFunc(slices.Clone(tasks), func(t *Task) bool { return t.Session == nil })
+	var errs []error
+	for _, turn := range turns(tasks) {
+		sessions := make([]*remote.Session, len(turn))
+		for i, at := range turn {
+			sessions[i] = tasks[at].Session
+			tasks[at].Session = nil
+		}
+		errs = append(errs, remote.EjectAll(sessions)...)
+	}
+	return errors.Join(errs...)
+}
+
+// turns divides tasks among which some share their memory: the engine's way in and out leads through the stack there, by
+// which one task goes at a time. It returns indices.
+func turns(tasks []*Task) [][]int {
+	var first []int
+	var rest [][]int
+	for i, t := range tasks {
+		if t.SharesMemory == nil {
+			first = append(first, i)
+		} else {
+			rest = append(rest, []int{i})
 		}
 	}
-	return errors.Join(remote.EjectAll(sessions)...)
+	return append([][]int{first}, rest...)
+}
+
+func pick[T any](all []T, indices []int) []T {
+	some := make([]T, len(indices))
+	for i, at := range indices {
+		some[i] = all[at]
+	}
+	return some
 }

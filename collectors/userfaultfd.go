@@ -98,7 +98,7 @@ func (f *Files) ResolveUserfaults(tasks []*Task, do func(func() error) error) er
 	var spaces []*Task
 	for _, t := range tasks {
 		switch {
-		case !t.Live() || t.Session == nil:
+		case !t.HasMemory() || t.Session == nil:
 		case len(us.list) > 0 || t.Memory.flagged:
 			if err := t.Memory.applyFlags(); err != nil {
 				return err

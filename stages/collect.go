@@ -51,8 +51,10 @@ func (d *dumper) identify(_ *pipeline.Stage, p probed) (*collectors.Task, error)
 			return nil, err
 		}
 	}
-	if err := t.Memory.Register(d.env, t); err != nil {
-		return nil, err
+	if t.HasMemory() {
+		if err := t.Memory.Register(d.env, t); err != nil {
+			return nil, err
+		}
 	}
 	return t, d.cgroups.Number(d.env, t)
 }

@@ -82,7 +82,7 @@ func (d *dumper) copyMemory(s *pipeline.Stage, tasks []*collectors.Task, emit fu
 func worthCopying(tasks []*collectors.Task) (large []*collectors.Task) {
 	var all uint64
 	for _, t := range tasks {
-		if t.Live() && t.Session != nil && !t.Memory.Watched() { // who watches may want to hear of a fork first
+		if t.HasMemory() && t.Session != nil && !t.Memory.Watched() { // who watches may want to hear of a fork first
 			all += t.Status.RssAnon
 			if t.Status.RssAnon >= minCopiedTask {
 				large = append(large, t)
@@ -188,7 +188,7 @@ func (d *dumper) spill() (*os.File, error) {
 
 // openCopy opens the page map of a task that has been copied.
 func (d *dumper) openCopy(_ *pipeline.Stage, t *collectors.Task) (taskPages, error) {
-	if !t.Live() || !t.Memory.HandedOver() {
+	if !t.HasMemory() || !t.Memory.HandedOver() {
 		return taskPages{task: t}, nil
 	}
 	pages, err := d.sink.Pagemap(image.TaskPages, uint64(t.VPid))

@@ -34,7 +34,7 @@ func lazyServer(o *options.Options, images *os.File) (*lazy.Client, error) {
 // page.
 func (r *restorer) handOver(_ *pipeline.Stage, f *family) (*family, error) {
 	for _, m := range f.members {
-		if !m.Helper() && m.Dead() {
+		if !m.Helper() && (m.Dead() || sharesMemory(m.Node)) { // nothing comes late
 			if err := r.lazy.Dead(m.ID); err != nil {
 				return nil, err
 			}
@@ -42,6 +42,9 @@ func (r *restorer) handOver(_ *pipeline.Stage, f *family) (*family, error) {
 	}
 	return f, r.tracer.Do(func() error {
 		for _, m := range f.alive() {
+			if sharesMemory(m.Node) {
+				continue
+			}
 			if err := r.handOverTask(m, f.late[m.Node]); err != nil {
 				return fmt.Errorf("%s: %w", m.Node, err)
 			}

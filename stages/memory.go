@@ -32,13 +32,13 @@ type taskPages struct {
 // that comes before.
 func (d *dumper) readFlags(_ *pipeline.Stage, tasks []*collectors.Task) ([]*collectors.Task, error) {
 	for _, t := range tasks {
-		if !t.Live() {
+		if !t.HasMemory() {
 			continue
 		}
 		if !d.readsLater(t) {
 			t.Memory.ReadFlags(t)
 		}
-		if d.o.ShareCOW && t.Parent != nil && t.Parent.Live() {
+		if d.o.ShareCOW && t.Parent != nil && t.Parent.HasMemory() {
 			if err := t.Memory.ShareWith(t, t.Parent); err != nil {
 				return nil, fmt.Errorf("task %d: %w", t.Pid, err)
 			}
@@ -58,7 +58,7 @@ func dumpMemory(g *pipeline.Graph, tasks pipeline.Stream[*collectors.Task], m *m
 
 // open opens the page map of a task: one after the other, because the ids of pages files follow the order.
 func (m *memory) open(_ *pipeline.Stage, t *collectors.Task) (taskPages, error) {
-	if !t.Live() || t.Memory.HandedOver() {
+	if !t.HasMemory() || t.Memory.HandedOver() {
 		return taskPages{task: t}, nil
 	}
 	parent, err := m.track.parentPages(m.sink, t)

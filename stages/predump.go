@@ -68,6 +68,9 @@ func (d *dumper) trackAhead(s *pipeline.Stage, tasks []*collectors.Task) ([]*col
 	if d.ejecting, err = d.undo.Push("take the parasites out", 0, d.ejectAll(tasks), evictions(tasks)...); err != nil {
 		return nil, err
 	}
+	if err := collectors.FindShared(tasks); err != nil {
+		return nil, err
+	}
 	if tasks, err = d.trackMemory(s, tasks); err != nil {
 		return nil, err
 	}

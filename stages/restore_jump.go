@@ -42,9 +42,11 @@ func (r *restorer) jump(s *pipeline.Stage, f *family) (*family, error) {
 			}
 		}
 		for _, m := range live {
-			for _, patch := range f.layouts[m.Node].Patches {
-				if err := ptrace.PokeMemory(m.PID(), patch.Offset, patch.Bytes); err != nil {
-					return fmt.Errorf("%s: lead the old vdso into the new one: %w", m.Node, err)
+			if l := f.layouts[m.Node]; l != nil {
+				for _, patch := range l.Patches {
+					if err := ptrace.PokeMemory(m.PID(), patch.Offset, patch.Bytes); err != nil {
+						return fmt.Errorf("%s: lead the old vdso into the new one: %w", m.Node, err)
+					}
 				}
 			}
 			for i, th := range m.allThreads() {

@@ -14,20 +14,11 @@ func (r *restorer) restoreMem(s *pipeline.Stage, f *family) (*family, error) {
 	live := f.alive()
 	fsDone := map[uint32]bool{}
 	err := r.runAll(live, "finish memory", func(m *member, b *remote.Builder) error {
-		if err := f.files.EmitRings(restorers.Attach, b, m.Node, f.layouts[m.Node], m.PID()); err != nil {
-			return err
+		if !sharesMemory(m.Node) {
+			if err := r.emitMemory(f, m, b); err != nil {
+				return err
+			}
 		}
-		if err := restorers.EmitAIO(b, m.MM.GetAios(), m.PID()); err != nil {
-			return err
-		}
-		f.files.EmitUnmapped(b, m.Node)
-		f.spaces[m.Node].EmitAdvice(b)
-		exe, err := f.paths.EmitOpen(b, m.MM.GetExeFileId(), unix.O_RDONLY)
-		if err != nil {
-			return err
-		}
-		restorers.EmitMM(b, m.MM, exe, r.o.LazyPages)
-		b.Call(unix.SYS_CLOSE, exe).Must().Discard()
 		if id := m.IDs.GetFsId(); !fsDone[id] {
 			fsDone[id] = true
 			return restorers.EmitFS(b, m.FS, f.paths)
@@ -49,4 +40,23 @@ func (r *restorer) restoreMem(s *pipeline.Stage, f *family) (*family, error) {
 	}
 	f.paths.Close() // no file is opened any more
 	return f, nil
+}
+
+// emitMemory sets what belongs to one address space.
+func (r *restorer) emitMemory(f *family, m *member, b *remote.Builder) error {
+	if err := f.files.EmitRings(restorers.Attach, b, m.Node, f.layouts[m.Node], m.PID()); err != nil {
+		return err
+	}
+	if err := restorers.EmitAIO(b, m.MM.GetAios(), m.PID()); err != nil {
+		return err
+	}
+	f.files.EmitUnmapped(b, m.Node)
+	f.spaces[m.Node].EmitAdvice(b)
+	exe, err := f.paths.EmitOpen(b, m.MM.GetExeFileId(), unix.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	restorers.EmitMM(b, m.MM, exe, r.o.LazyPages)
+	b.Call(unix.SYS_CLOSE, exe).Must().Discard()
+	return nil
 }

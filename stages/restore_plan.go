@@ -31,6 +31,7 @@ type restorePlan struct {
 	owners  restorers.Owners
 	again   map[*restorers.Node]bool // whose pages are read again when they have been written
 	hole    remote.Area              // where the interpreter lies in every task
+	slots   int                      // how many programs it has room for
 	park    restorers.Park
 }
 
@@ -114,7 +115,9 @@ func (p *restorePlan) tasks() error {
 		if t.Dead() {
 			continue
 		}
-		p.layouts[p.tree.ByPID[t.PID]] = t.Layout
+		if n := p.tree.ByPID[t.PID]; !sharesMemory(n) {
+			p.layouts[n] = t.Layout
+		}
 		if err := p.paths.CheckNamed(t, t.Layout); err != nil {
 			return err
 		}
@@ -133,6 +136,12 @@ func (p *restorePlan) task(t *restorers.Task) error {
 	}
 	if err := restorers.CheckMM(t.PID, t.MM); err != nil {
 		return err
+	}
+	if sharesMemory(p.tree.ByPID[t.PID]) {
+		if len(t.MM.GetVmas()) > 0 {
+			return image.Errorf(image.MM.File(uint64(t.PID)), 0, "%s has mappings, but shares the memory of its parent", t)
+		}
+		return nil
 	}
 	return t.Layout.MarkPages(p.set.Source, t.PID)
 }
@@ -186,12 +195,13 @@ func (p *restorePlan) checkSharing() error {
 	for _, of := range []struct {
 		what string
 		id   func(*criu_core.TaskKobjIdsEntry) uint32
-		may  bool // share with the forker
+
+		inMemory bool // only those who share memory can
 	}{
-		{"descriptor table", (*criu_core.TaskKobjIdsEntry).GetFilesId, true},
-		{"root and working directory", (*criu_core.TaskKobjIdsEntry).GetFsId, true},
-		{"memory", (*criu_core.TaskKobjIdsEntry).GetVmId, false},
-		{"signal actions", (*criu_core.TaskKobjIdsEntry).GetSighandId, false},
+		{"descriptor table", (*criu_core.TaskKobjIdsEntry).GetFilesId, false},
+		{"root and working directory", (*criu_core.TaskKobjIdsEntry).GetFsId, false},
+		{"memory", (*criu_core.TaskKobjIdsEntry).GetVmId, true},
+		{"signal actions", (*criu_core.TaskKobjIdsEntry).GetSighandId, true},
 	} {
 		first := map[uint32]*restorers.Node{}
 		for _, n := range p.tree.Nodes {
@@ -205,12 +215,18 @@ func (p *restorePlan) checkSharing() error {
 				continue
 			}
 			f := n.Forker
-			if !of.may || f.Helper() || of.id(f.IDs) != id {
+			if f.Helper() || of.id(f.IDs) != id || of.inMemory && f.IDs.GetVmId() != n.IDs.GetVmId() {
 				return fmt.Errorf("%s shares its %s with %s: that is not built yet", n, of.what, other)
 			}
 		}
 	}
 	return nil
+}
+
+// sharesMemory says whether a node has the memory of its forker (CLONE_VM), and none of its own.
+func sharesMemory(n *restorers.Node) bool {
+	f := n.Forker
+	return !n.Helper() && !n.Dead() && f != nil && !f.Helper() && !f.Dead() && n.IDs.GetVmId() == f.IDs.GetVmId()
 }
 
 // room finds the place for the interpreter and plans all address spaces around it.
@@ -227,7 +243,13 @@ func (p *restorePlan) room() error {
 	if err != nil {
 		return err
 	}
-	engine := remote.HoleSize(restoreSlots, restoreSlotSize)
+	p.slots = restoreSlots
+	for _, n := range p.tree.Nodes {
+		if sharesMemory(n) {
+			p.slots++
+		}
+	}
+	engine := remote.HoleSize(p.slots, restoreSlotSize)
 	size := engine + parkSize + vdso.Size()
 	at, err := restorers.FindHole(all, size)
 	if err != nil {

@@ -108,7 +108,7 @@ func (r *restorer) spawn(s *pipeline.Stage, p *restorePlan) (*member, error) {
 	if _, err := s.Undo().Push("kill the tasks made so far", 0, func(context.Context) error { return r.kill() }); err != nil {
 		return nil, err
 	}
-	o := remote.SpawnOptions{TID: []int{m.ID}, Hole: p.hole, Slots: restoreSlots, SlotSize: restoreSlotSize}
+	o := remote.SpawnOptions{TID: []int{m.ID}, Hole: p.hole, Slots: p.slots, SlotSize: restoreSlotSize}
 	if r.o.Sibling {
 		o.Flags = unix.CLONE_PARENT
 	}
@@ -210,6 +210,12 @@ func (f *family) child(forker, n *restorers.Node) remote.Child {
 	}
 	if n.IDs.GetFsId() == forker.IDs.GetFsId() {
 		c.Flags |= unix.CLONE_FS
+	}
+	if sharesMemory(n) {
+		c.Flags |= unix.CLONE_VM
+		if n.IDs.GetSighandId() == forker.IDs.GetSighandId() {
+			c.Flags |= unix.CLONE_SIGHAND
+		}
 	}
 	return c
 }

@@ -174,7 +174,7 @@ func (d *dumper) trackMemory(s *pipeline.Stage, tasks []*collectors.Task) ([]*co
 			}
 		}
 	}
-	live := slices.DeleteFunc(slices.Clone(tasks), func(t *collectors.Task) bool { return !t.Live() })
+	live := slices.DeleteFunc(slices.Clone(tasks), func(t *collectors.Task) bool { return !t.HasMemory() })
 	tr.tasks = make([]tracked, len(live))
 	for i, t := range live {
 		tr.tasks[i] = tracked{t, old[t.Pid]}

@@ -32,8 +32,10 @@ func (d *dumper) writeTask(_ *pipeline.Stage, t *collectors.Task) (*collectors.T
 	if err := image.Write(set, image.Fs, id, t.FS); err != nil {
 		return nil, err
 	}
-	if err := t.Memory.FillMM(t.MM); err != nil {
-		return nil, err
+	if t.HasMemory() {
+		if err := t.Memory.FillMM(t.MM); err != nil {
+			return nil, err
+		}
 	}
 	if err := image.Write(set, image.MM, id, t.MM); err != nil {
 		return nil, err

@@ -65,6 +65,7 @@ var workloads = []workload{
 	{name: "orphan", peerFails: "criu hands the orphan to init, not to its subreaper"},
 	{name: "memory"},
 	{name: "instant", args: []string{"16", "2"}},
+	{name: "sharedmm", peerFails: "criu dumps no processes that share their memory"},
 	{name: "procfiles"},
 	{name: "procfiles", args: []string{"thread"}, peerFails: "criu looks for the dead thread in its process"},
 	{name: "partshared"},

@@ -104,7 +104,7 @@ func reapIn(ctx context.Context, pid, vpid int) (err error) {
 	if err != nil {
 		return err
 	}
-	areas, err := findEngines(pid)
+	areas, err := findEngines(pid, false)
 	if err != nil {
 		return err
 	}

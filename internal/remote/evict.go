@@ -17,21 +17,21 @@ import (
 
 // The page of the interpreter ends with a label, so that an engine can be found in a task by one who knows nothing of it.
 const (
-	labelOffset = arch.BlobPage - 16
-	labelMagic  = 0x65_6e_69_67_6e_65_6f_79 // then the size of the area in 8 bytes
+	labelOffset = arch.BlobPage - 24
+	labelMagic  = 0x65_6e_69_67_6e_65_6f_79 // then the size of the area in 8 bytes, and whose it is
 )
 
-// labelledCode is the first page of an area of the given size.
-func labelledCode(size uint64) []byte {
+// labelledCode is the first page of an area of the given size, of the task of a thread.
+func labelledCode(size uint64, tid int) []byte {
 	page := make([]byte, arch.BlobPage)
 	copy(page, arch.Code())
-	copy(page[labelOffset:], label(size))
+	copy(page[labelOffset:], label(size, tid))
 	return page
 }
 
 // label is what the page of the interpreter ends with.
-func label(size uint64) []byte {
-	return le.AppendUint64(le.AppendUint64(make([]byte, 0, 16), labelMagic), size)
+func label(size uint64, tid int) []byte {
+	return le.AppendUint64(le.AppendUint64(le.AppendUint64(make([]byte, 0, 24), labelMagic), size), uint64(tid))
 }
 
 // Evict removes from a task the engines that a tool left in it when it was killed. The task must not be traced any more,
@@ -42,7 +42,7 @@ func Evict(ctx context.Context, pid int) error {
 	if err != nil {
 		return ignoreGone(err)
 	}
-	found, err := findEngines(pid)
+	found, err := findEngines(pid, true)
 	if err != nil {
 		return err
 	}
@@ -61,12 +61,12 @@ func Evict(ctx context.Context, pid int) error {
 		if err != nil || len(tids) == 0 {
 			return ignoreGone(err)
 		}
-		areas, err := findEngines(pid)
+		areas, err := findEngines(pid, true)
 		if err == nil {
 			tids, err = stopOutside(ctx, tids, areas, escape)
 		}
 		if err == nil {
-			areas, err = findEngines(pid) // now it is sure: a thread may have escaped from its mmap meanwhile
+			areas, err = findEngines(pid, true) // now it is sure: a thread may have escaped from its mmap meanwhile
 		}
 		for i := 0; err == nil && i < len(areas); i++ {
 			err = unmapArea(tids[0], areas[i])
@@ -83,8 +83,9 @@ func Evict(ctx context.Context, pid int) error {
 // evictPatience is how long a dying tracer may hold a task.
 const evictPatience = 200 * time.Millisecond
 
-// findEngines looks for engines in a task. The kernel may have merged their mappings with others, so it looks at each page.
-func findEngines(pid int) ([]Area, error) {
+// findEngines looks for engines in a task. The kernel may have merged their mappings with others, so it looks at each page. own
+// leaves out those of tasks that share the memory.
+func findEngines(pid int, own bool) ([]Area, error) {
 	dir, err := procfs.OpenTask(pid)
 	if err != nil {
 		return nil, ignoreGone(err)
@@ -97,28 +98,48 @@ func findEngines(pid int) ([]Area, error) {
 	want := arch.Code()
 	var areas []Area
 	page := make([]byte, arch.BlobPage)
+	seen := uint64(0) // what follows the label is not read: see Session.Spare
 	for i, m := range maps {
 		if m.Perms != "rwxp" && m.Perms != "r-xp" || m.Ino != 0 || m.Name != "" {
 			continue
 		}
-		end := m.End
+		end, whole := m.End, m.End
 		if m.Perms == "r-xp" && i+1 < len(maps) && maps[i+1].Start == end { // see Session.mapArea
 			end = maps[i+1].End
 		}
-		if m.Start == engineHint { // perhaps nothing was written yet
-			areas = append(areas, Area{m.Start, end - m.Start})
-			continue
+		for _, n := range maps[i+1:] { // it may be in pieces
+			if n.Start != whole || n.Ino != 0 || n.Name != "" {
+				break
+			}
+			whole = n.End
 		}
-		for at := m.Start; at+arch.BlobPage <= m.End; at += arch.BlobPage {
+		for at := max(m.Start, seen); at+arch.BlobPage <= m.End; at = max(at+arch.BlobPage, seen) {
 			if ptrace.ReadMemory(pid, at, page) != nil || !bytes.HasPrefix(page, want) || le.Uint64(page[labelOffset:]) != labelMagic {
+				if at == engineHint || at == sharedHint(pid) { // perhaps nothing was written yet
+					areas = append(areas, Area{at, end - at})
+					break
+				}
 				continue
 			}
-			if size := le.Uint64(page[labelOffset+8:]); size <= end-at {
+			size, tid := le.Uint64(page[labelOffset+8:]), le.Uint64(page[labelOffset+16:])
+			if size > whole-at {
+				continue
+			}
+			seen = at + size
+			if !own || isThread(pid, tid) { // else of a task that shares this one's memory
 				areas = append(areas, Area{at, size})
 			}
 		}
 	}
 	return areas, nil
+}
+
+// isThread says whether a thread is one of a task, as far as there is such a thread.
+func isThread(pid int, tid uint64) bool {
+	there := func(task int) bool {
+		return unix.Access(fmt.Sprintf("/proc/%d/task/%d", task, tid), unix.F_OK) == nil
+	}
+	return there(pid) || unix.Access(fmt.Sprintf("/proc/%d", tid), unix.F_OK) != nil
 }
 
 // ignoreGone drops the error of a task that has ended.
@@ -202,7 +223,7 @@ func seizeOne(ctx context.Context, pid int) (int, error) {
 
 // HasEngine says whether there is an engine in a task's memory.
 func HasEngine(pid int) (bool, error) {
-	areas, err := findEngines(pid)
+	areas, err := findEngines(pid, false)
 	return len(areas) > 0, err
 }
 

@@ -34,7 +34,7 @@ func (s *Session) Clone(c Child) (*Session, error) {
 }
 
 // CloneAll makes the session's task fork many children by one program. All are stopped and traced when it returns. On an
-// error those that were made are killed.
+// error those that were made are killed. One with CLONE_VM shares the engine too, and takes one of its slots for good.
 func (s *Session) CloneAll(children []Child) ([]*Session, error) {
 	tids, err := s.cloneProgram("fork children", children)
 	if err != nil {
@@ -46,7 +46,11 @@ func (s *Session) CloneAll(children []Child) ([]*Session, error) {
 		if err != nil {
 			return nil, errors.Join(err, killAll(tids))
 		}
-		sessions[i] = s.copyFor(th)
+		if children[i].Flags&unix.CLONE_VM == 0 {
+			sessions[i] = s.copyFor(th)
+		} else if sessions[i], err = s.shareFor(th); err != nil {
+			return nil, errors.Join(err, killAll(tids))
+		}
 	}
 	return sessions, nil
 }
@@ -134,11 +138,21 @@ func (s *Session) newborn(tid int) (*Thread, error) {
 // copyFor is the session of a forked child: the same places in its own copy of the memory.
 func (s *Session) copyFor(leader *Thread) *Session {
 	c := &Session{area: s.area, code: s.code, instr: s.instr, restored: true}
-	c.free = slices.Clip(s.free) // who frees a slot grows a list of its own
+	free := slices.Clone(*s.free)
+	c.free = &free
 	l := *s.leader
 	l.session, l.thread, l.run, l.buf, l.born = c, leader, nil, nil, nil
 	c.leader = &l
 	return c
+}
+
+// shareFor is the session of a child that shares the memory: another slot of the same area.
+func (s *Session) shareFor(leader *Thread) (*Session, error) {
+	c := &Session{area: s.area, code: s.code, instr: s.instr, restored: true, shares: true, free: s.free}
+	c.leader = s.leader
+	var err error
+	c.leader, err = c.slotFor(leader)
+	return c, err
 }
 
 // killAll kills tasks by their leaders.

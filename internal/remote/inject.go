@@ -98,7 +98,7 @@ func (s *Session) mapArea() error {
 
 // mmapArgs are the arguments of the call that maps the area: where it belongs in a restored task, anywhere in others.
 func (s *Session) mmapArgs(prot uint64) []uint64 {
-	flags, at := uint64(unix.MAP_PRIVATE|unix.MAP_ANONYMOUS), uint64(engineHint)
+	flags, at := uint64(unix.MAP_PRIVATE|unix.MAP_ANONYMOUS), s.hint
 	if s.restored {
 		flags, at = flags|unix.MAP_FIXED_NOREPLACE, s.hole
 	}
@@ -137,6 +137,9 @@ func (s *Session) takeArea(addr int64) (err error) {
 // behind before anything was written into it can be told from a mapping of the task's own.
 const engineHint = 0x10_c0ff_e000
 
+// sharedHint is that of a task that shares its memory with another.
+func sharedHint(pid int) uint64 { return engineHint + uint64(pid+1)<<20 }
+
 // prepare decides everything that can be decided before the task is touched.
 func prepare(leader *Thread, o Options) (*Session, error) {
 	if o.SlotSize == 0 {
@@ -148,7 +151,10 @@ func prepare(leader *Thread, o Options) (*Session, error) {
 			return nil, err
 		}
 	}
-	s := &Session{status: *o.Status, instr: o.SyscallAt, area: Area{Size: AreaSize(max(o.Slots, 1), o.SlotSize)}}
+	s := &Session{status: *o.Status, instr: o.SyscallAt, area: Area{Size: AreaSize(max(o.Slots, 1), o.SlotSize)}, hint: engineHint}
+	if o.Shared {
+		s.hint = sharedHint(leader.TID)
+	}
 	s.leader = &Slot{session: s, thread: leader}
 	if o.Escape == nil {
 		e, err := findEscape(leader, o.Mappings)
@@ -214,9 +220,10 @@ func (s *Session) settle(o Options) error {
 		size = defaultSlotSize
 	}
 	size = alignUp(size, 64)
+	s.free = &[]buffer{}
 	for i := range max(o.Slots, 1) {
 		frame := s.area.Start + arch.BlobPage + uint64(i*slotStride(size))
-		s.free = append(s.free, buffer{frame: frame, base: frame + uint64(frameSize()), size: size})
+		*s.free = append(*s.free, buffer{frame: frame, base: frame + uint64(frameSize()), size: size})
 	}
 	s.take(s.leader)
 	if !o.Breakpoints {
@@ -227,10 +234,10 @@ func (s *Session) settle(o Options) error {
 
 func (s *Session) writeCode() error {
 	if arch.NeedsICacheFlush || s.split {
-		return ptrace.PokeMemory(s.leader.thread.TID, s.code, labelledCode(s.area.Size))
+		return ptrace.PokeMemory(s.leader.thread.TID, s.code, labelledCode(s.area.Size, s.leader.thread.TID))
 	}
 	return ptrace.WritePieces(s.leader.thread.TID, ptrace.Piece{Addr: s.code, Data: arch.Code()},
-		ptrace.Piece{Addr: s.code + labelOffset, Data: label(s.area.Size)})
+		ptrace.Piece{Addr: s.code + labelOffset, Data: label(s.area.Size, s.leader.thread.TID)})
 }
 
 // Eject takes the engine out of the task and gives the leader its own state back; the thread stays stopped. The slots
@@ -251,7 +258,7 @@ func unmapAll(sessions []*Session) []error {
 	errs := make([]error, len(sessions))
 	each := func(step func(*Session) error) {
 		for i, s := range sessions {
-			if errs[i] == nil {
+			if errs[i] == nil && !s.shares {
 				errs[i] = step(s)
 			}
 		}

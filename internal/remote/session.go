@@ -17,12 +17,14 @@ type Session struct {
 	escape    Escape
 	frame     uint64 // where the leader's signal frame for its escape is, 0 when it is not there
 	frameSize int
-	free      []buffer
+	free      *[]buffer // one list for all tasks that share the area
 	status    procfs.Status
 
 	split    bool // the interpreter's page is not writable
 	restored bool // made by Spawn: there is no work of its own to go back to
+	shares   bool // the area is that of another task, whose memory this one shares (CLONE_VM)
 	hole     uint64
+	hint     uint64 // where the area is asked for
 }
 
 // Area is memory the engine has in a task.
@@ -50,6 +52,8 @@ type Options struct {
 	Escape *Escape
 	// Mappings are those of the stopped task, nil if they are not known.
 	Mappings []vma.Mapping
+	// Shared says that the task shares its memory with another that has an engine.
+	Shared bool
 	// Status is /proc/PID/status of the stopped leader. It is read if nil.
 	Status *procfs.Status
 	// PtraceOptions are the options the tracee has; what the engine needs is added.
@@ -73,8 +77,8 @@ func frameSize() int { return alignUp(arch.SigFrameSize(), 64) }
 
 // take gives a slot the first free buffer.
 func (s *Session) take(sl *Slot) {
-	b := s.free[0]
-	s.free = s.free[1:]
+	b := (*s.free)[0]
+	*s.free = (*s.free)[1:]
 	sl.base, sl.frame, sl.size = b.base, b.frame, b.size
 }
 
@@ -84,7 +88,8 @@ func (s *Session) CrashSafe() bool { return s.leader.crashSafe() }
 // Area is the memory the engine has in the task: not part of the task.
 func (s *Session) Area() Area { return s.area }
 
-// Spare is a page of the engine's memory that short programs do not use.
+// Spare is a page of the engine's memory that short programs do not use. It may be one that cannot be read for a moment: to
+// find out about a userfaultfd.
 func (s *Session) Spare() uint64 {
 	return (s.leader.base+uint64(s.leader.size))&^(arch.BlobPage-1) - arch.BlobPage
 }
@@ -127,7 +132,7 @@ func (s *Session) StartOn(t *Thread, p *Program) (*Slot, error) {
 
 // slotFor takes a free slot for a thread, which has not entered it yet.
 func (s *Session) slotFor(t *Thread) (*Slot, error) {
-	if len(s.free) == 0 {
+	if len(*s.free) == 0 {
 		return nil, ErrNoSlot
 	}
 	sl := &Slot{session: s, thread: t}
@@ -153,7 +158,7 @@ func (sl *Slot) Leave() error {
 	if !s.restored {
 		err = sl.leave()
 	}
-	s.free = append(s.free, buffer{base: sl.base, frame: sl.frame, size: sl.size})
+	*s.free = append(*s.free, buffer{base: sl.base, frame: sl.frame, size: sl.size})
 	return err
 }
 
