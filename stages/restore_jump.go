@@ -89,6 +89,9 @@ func (r *restorer) lateFiles(s *pipeline.Stage, f *family, live []*member) error
 		return err
 	}
 	return r.runAll(live, "late rings", func(m *member, b *remote.Builder) error {
+		if sharesMemory(m.Node) {
+			return nil
+		}
 		return f.files.EmitRings(restorers.Late, b, m.Node, f.layouts[m.Node], m.PID())
 	})
 }
