@@ -19,6 +19,7 @@ const (
 	sizeofSigevent     = 64
 	usecPerSec         = 1_000_000
 	nsecPerSec         = 1_000_000_000
+	itimerReal         = 0 // ITIMER_REAL
 )
 
 func checkIntervalTimers(e *StateEmit) error {
@@ -43,7 +44,12 @@ func emitIntervalTimers(e *StateEmit) {
 		if it.GetVsec() == 0 && it.GetVusec() == 0 && it.GetIsec() == 0 && it.GetIusec() == 0 {
 			continue
 		}
-		value := words(it.GetIsec(), it.GetIusec(), it.GetVsec(), it.GetVusec())
+		sec, usec := it.GetVsec(), it.GetVusec()
+		if which == itimerReal && sec == 0 && usec == 0 {
+			// It stands still until the task takes the signal that is pending, and set to no time it would never go on.
+			sec, usec = it.GetIsec(), it.GetIusec()
+		}
+		value := words(it.GetIsec(), it.GetIusec(), sec, usec)
 		e.Call(unix.SYS_SETITIMER, remote.Imm(which), e.Bytes(value), remote.Imm(0)).Must().Discard()
 	}
 }

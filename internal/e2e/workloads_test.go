@@ -80,6 +80,7 @@ var workloads = []workload{
 	{name: "locks", options: []string{"--file-locks"}, peerFails: "criu signals once more that a lease is breaking"},
 	{name: "sysv", peerFails: "criu keeps SysV memory only of an IPC namespace it dumps whole"},
 	{name: "clock"},
+	{name: "ticks"},
 	{name: "iouring", peerFails: "criu dumps no io_uring"},
 	{name: "iouring", args: []string{"nobody"}, peerFails: "criu dumps no io_uring"},
 	{name: "ring", args: []string{"20"}},
