@@ -220,13 +220,17 @@ func (target *Target) Gone() {
 }
 
 // reapOrphans reaps the zombies that fell to the test as a subreaper: tasks a
-// tree made after it was last looked at. A pid is free only when reaped.
+// tree made after it was last looked at. A pid is free only when reaped. Tools are left to who started them and waits for
+// them.
 func reapOrphans() {
+	tool := filepath.Base(tools.Criu)
 	lists, _ := filepath.Glob("/proc/self/task/*/children")
 	for _, list := range lists {
 		b, _ := os.ReadFile(list)
 		for _, field := range strings.Fields(string(b)) {
-			if pid, err := strconv.Atoi(field); err == nil && !alive(pid) {
+			comm, _ := os.ReadFile("/proc/" + field + "/comm")
+			name := strings.TrimSpace(string(comm))
+			if pid, err := strconv.Atoi(field); err == nil && name != tool && name != "unshare" && !alive(pid) {
 				unix.Wait4(pid, nil, unix.WNOHANG, nil)
 			}
 		}

@@ -241,10 +241,11 @@ func TestRPCClientSaysNo(t *testing.T) {
 			if code := c.end(); code != 1 {
 				t.Errorf("%s: exit status %d", phase, code)
 			}
-			reapOrphans()
-			if target.Alive() {
-				t.Fatalf("%s: a task is there although the restore was refused", phase)
-			}
+			target.await("end of a tree whose restore was refused at "+phase, func() bool {
+				reapOrphans()
+				_, err := os.Stat(fmt.Sprintf("/proc/%d", target.Pid))
+				return err != nil
+			})
 		}
 	}
 	target.Restore(tools.Criu, images)

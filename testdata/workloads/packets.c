@@ -8,9 +8,10 @@
 #include <sys/socket.h>
 
 #define LOOPBACK 1
-#define PROTOCOL 0x88b5 /* for experiments */
 #define FRAME 2048
 #define FRAMES 4
+
+static int protocol; /* three of its own, so that it hears nobody else */
 
 static void set(int fd, int name, int v)
 {
@@ -26,10 +27,10 @@ static int get(int fd, int name)
 	return v;
 }
 
-static int make(int type, int protocol, int device)
+static int make(int type, int number, int device)
 {
-	struct sockaddr_ll a = { .sll_family = AF_PACKET, .sll_protocol = htons(protocol), .sll_ifindex = device };
-	int fd = socket(AF_PACKET, type, htons(protocol));
+	struct sockaddr_ll a = { .sll_family = AF_PACKET, .sll_protocol = htons(number), .sll_ifindex = device };
+	int fd = socket(AF_PACKET, type, htons(number));
 
 	CHECK(fd >= 0, "packet socket");
 	if (device)
@@ -37,13 +38,13 @@ static int make(int type, int protocol, int device)
 	return fd;
 }
 
-static void same(int fd, int protocol, int device)
+static void same(int fd, int number, int device)
 {
 	struct sockaddr_ll a;
 	socklen_t n = sizeof(a);
 
 	CHECK(getsockname(fd, (struct sockaddr *)&a, &n) == 0, "getsockname");
-	CHECK(a.sll_protocol == htons(protocol) && a.sll_ifindex == device, "bound to %#x, device %d", ntohs(a.sll_protocol), a.sll_ifindex);
+	CHECK(a.sll_protocol == htons(number) && a.sll_ifindex == device, "bound to %#x, device %d", ntohs(a.sll_protocol), a.sll_ifindex);
 }
 
 static void membership(int fd, int name, int type, int must)
@@ -71,7 +72,7 @@ static char *ring(int fd, int flags)
 
 static void talk(int fd, char *frames)
 {
-	struct sockaddr_ll to = { .sll_family = AF_PACKET, .sll_protocol = htons(PROTOCOL), .sll_ifindex = LOOPBACK, .sll_halen = ETH_ALEN };
+	struct sockaddr_ll to = { .sll_family = AF_PACKET, .sll_protocol = htons(protocol), .sll_ifindex = LOOPBACK, .sll_halen = ETH_ALEN };
 	struct tpacket2_hdr *h = (struct tpacket2_hdr *)frames;
 	struct pollfd p = { fd, POLLIN, 0 };
 
@@ -88,8 +89,9 @@ int main(int argc, char **argv)
 	int status, pipes[2];
 
 	workload_init();
+	protocol = 0x9000 + 3 * (getpid() % 0x2000); /* of the numbers hardly anybody has taken */
 
-	int bound = make(SOCK_DGRAM, PROTOCOL, LOOPBACK), loose = make(SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, 0);
+	int bound = make(SOCK_DGRAM, protocol, LOOPBACK), loose = make(SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, 0);
 	char *frames = ring(bound, MAP_SHARED);
 	set(loose, PACKET_AUXDATA, 1);
 	set(loose, PACKET_ORIGDEV, 1);
@@ -101,16 +103,16 @@ int main(int argc, char **argv)
 		membership(loose, PACKET_ADD_MEMBERSHIP, PACKET_MR_PROMISC, 1);
 
 	/* Two that share what comes. */
-	int shared[2], group = 4711 | PACKET_FANOUT_LB << 16;
+	int shared[2], group = (getpid() & 0xffff) | PACKET_FANOUT_LB << 16;
 	for (int i = 0; i < 2; i++) {
-		shared[i] = make(SOCK_DGRAM, PROTOCOL + 1, LOOPBACK);
+		shared[i] = make(SOCK_DGRAM, protocol + 1, LOOPBACK);
 		set(shared[i], PACKET_FANOUT, group | (fine ? PACKET_FANOUT_FLAG_ROLLOVER << 16 : 0));
 	}
 	group = get(shared[0], PACKET_FANOUT);
 
 	int modern = -1;
 	if (fine) {
-		modern = make(SOCK_RAW, PROTOCOL + 2, LOOPBACK);
+		modern = make(SOCK_RAW, protocol + 2, LOOPBACK);
 		set(modern, PACKET_QDISC_BYPASS, 1);
 		set(modern, PACKET_IGNORE_OUTGOING, 1);
 		/* A child has the ring by inheritance alone. */
@@ -129,14 +131,14 @@ int main(int argc, char **argv)
 
 	workload_ready();
 
-	same(bound, PROTOCOL, LOOPBACK);
+	same(bound, protocol, LOOPBACK);
 	same(loose, 0, 0);
 	CHECK(fcntl(loose, F_GETFL) & O_NONBLOCK && fcntl(loose, F_GETFD) == FD_CLOEXEC, "flags");
 	CHECK(get(bound, PACKET_VERSION) == TPACKET_V2, "version");
 	CHECK(get(loose, PACKET_AUXDATA) == 1 && get(loose, PACKET_ORIGDEV) == 1 && get(loose, PACKET_RESERVE) == 8 &&
 	      get(loose, PACKET_LOSS) == 1 && get(bound, PACKET_AUXDATA) == 0, "options");
 	for (int i = 0; i < 2; i++) {
-		same(shared[i], PROTOCOL + 1, LOOPBACK);
+		same(shared[i], protocol + 1, LOOPBACK);
 		CHECK(get(shared[i], PACKET_FANOUT) == group, "group %x, was %x", get(shared[i], PACKET_FANOUT), group);
 	}
 	membership(loose, PACKET_DROP_MEMBERSHIP, PACKET_MR_PROMISC, 1);
