@@ -223,14 +223,13 @@ func (target *Target) Gone() {
 // tree made after it was last looked at. A pid is free only when reaped. Tools are left to who started them and waits for
 // them.
 func reapOrphans() {
-	tool := filepath.Base(tools.Criu)
 	lists, _ := filepath.Glob("/proc/self/task/*/children")
 	for _, list := range lists {
 		b, _ := os.ReadFile(list)
 		for _, field := range strings.Fields(string(b)) {
 			comm, _ := os.ReadFile("/proc/" + field + "/comm")
 			name := strings.TrimSpace(string(comm))
-			if pid, err := strconv.Atoi(field); err == nil && name != tool && name != "unshare" && !alive(pid) {
+			if pid, err := strconv.Atoi(field); err == nil && name != "criu" && name != "unshare" && !alive(pid) {
 				unix.Wait4(pid, nil, unix.WNOHANG, nil)
 			}
 		}

@@ -243,7 +243,7 @@ func TestRPCClientSaysNo(t *testing.T) {
 			}
 			target.await("end of a tree whose restore was refused at "+phase, func() bool {
 				reapOrphans()
-				_, err := os.Stat(fmt.Sprintf("/proc/%d", target.Pid))
+				_, err := os.Stat(filepath.Join("/proc", strconv.Itoa(target.Pid)))
 				return err != nil
 			})
 		}
