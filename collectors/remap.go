@@ -25,6 +25,8 @@ func (f *Files) remap(p *Probe, id uint32, link string) (string, error) {
 	switch {
 	case p.FSType == unix.PROC_SUPER_MAGIC:
 		return f.remapProc(p, id, link)
+	case p.FSType == unix.SECRETMEM_MAGIC:
+		return "", p.Obstacle("secret memory (memfd_secret), which nobody but the program itself can read", "")
 	case p.FSType == unix.DEVPTS_SUPER_MAGIC:
 		name, _ := deleted(link)
 		return name, nil // the kernel makes these by itself

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -101,7 +102,7 @@ func (f *freezer) await(ctx context.Context, t *collectors.Task, tid int) (ptrac
 			return status, context.Cause(ctx)
 		}
 		if time.Now().After(f.deadline) {
-			return status, fmt.Errorf("thread %d does not stop (%s): try again later, or give more time with --timeout", tid, whyNot(tid))
+			return status, fmt.Errorf("thread %d does not stop (%s): try again later, or give more time with --timeout", tid, whyNot(t, tid))
 		}
 		if polls < quickPolls { // most stop within microseconds, and a sleep is longer than it says
 			continue
@@ -186,8 +187,21 @@ func (f *freezer) drop(t *collectors.Task) error {
 	return nil
 }
 
-// whyNot says what may keep a thread from stopping.
-func whyNot(tid int) string {
+// whyNot says what may keep a thread of a task from stopping.
+func whyNot(t *collectors.Task, tid int) string {
+	shares := func(pid int) bool {
+		same, err := objid.Same(objid.VM, objid.Ref{Pid: t.Pid}, objid.Ref{Pid: pid})
+		return err == nil && same
+	}
+	children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", t.Pid, tid)) // of which some may not be known yet
+	for _, word := range strings.Fields(string(children)) {
+		if child, err := strconv.Atoi(word); err == nil && shares(child) {
+			return fmt.Sprintf("it may wait for task %d, made by vfork, to call exec or to end", child)
+		}
+	}
+	if t.Parent != nil && shares(t.Parent.Pid) {
+		return fmt.Sprintf("task %d may wait for it, made by vfork, to call exec or to end", t.Parent.Pid)
+	}
 	at, err := os.ReadFile(fmt.Sprintf("/proc/%d/wchan", tid))
 	if err == nil && strings.Contains(string(at), "userfault") {
 		return "it waits for an event to be read from a userfaultfd"

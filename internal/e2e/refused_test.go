@@ -23,6 +23,7 @@ func TestRefused(t *testing.T) {
 		"notified":  "(mq_notify)",
 		"veth":      "network device veth0 (veth)",
 		"handshake": "a userfaultfd that has not been told what it is for",
+		"secret":    "secret memory (memfd_secret)",
 		"ondemand":  "memory that a process outside of the tree provides on demand",
 		"nested":    "is in another network namespace than the root of the tree",
 	} {
@@ -31,6 +32,13 @@ func TestRefused(t *testing.T) {
 				fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP)
 				if err != nil {
 					t.Skipf("no MPTCP here: %v", err)
+				}
+				unix.Close(fd)
+			}
+			if kind == "secret" {
+				fd, err := unix.MemfdSecret(0)
+				if err != nil {
+					t.Skipf("no secret memory here: %v", err)
 				}
 				unix.Close(fd)
 			}

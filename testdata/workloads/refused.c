@@ -195,13 +195,26 @@ static void ondemand(void)
 	workload_ready();
 }
 
+static void secret(void)
+{
+	int fd = syscall(447 /* memfd_secret */, 0);
+
+	CHECK(fd >= 0 && ftruncate(fd, 4096) == 0, "memfd_secret");
+	char *p = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	CHECK(p != MAP_FAILED, "mmap");
+	strcpy(p, "secret");
+	close(fd);
+	workload_ready();
+	CHECK(!strcmp(p, "secret"), "content");
+}
+
 static struct {
 	const char *name;
 	void (*hold)(void);
 } kinds[] = {
 	{ "urgent", urgent }, { "mptcp", mptcp }, { "corked", corked },	    { "queued", queued },
 	{ "ring", ring },     { "unlinked", unlinked }, { "notified", notified },
-	{ "veth", veth },     { "nested", nested },	{ "handshake", handshake }, { "ondemand", ondemand },
+	{ "veth", veth },     { "nested", nested },	{ "handshake", handshake }, { "ondemand", ondemand }, { "secret", secret },
 };
 
 int main(int argc, char **argv)
