@@ -30,6 +30,7 @@ func TestPipeMemory(t *testing.T) {
 			if len(way) == 2 {
 				restore.Args = append(restore.Args, way...)
 			}
+			restore.Env = append(os.Environ(), "GOMAXPROCS=2") // each worker has a window of its own
 			var said bytes.Buffer
 			restore.Stdin, restore.Stderr = bytes.NewReader(stream), &said
 			stream = nil
