@@ -6,7 +6,7 @@
 #   make bench    compare with the machine's own limits, and with criu where CRIU_PEER names one
 #   make fuzz     fuzz every parser of untrusted bytes, FUZZTIME each
 #   make lint     gofmt, go vet, staticcheck, cross-build
-#   make install  to $(DESTDIR)$(PREFIX)/sbin and /bin
+#   make install  to $(DESTDIR)$(PREFIX)/sbin and /bin; make uninstall takes it away
 
 GO       ?= go
 PREFIX   ?= /usr/local
@@ -21,7 +21,7 @@ export CGO_ENABLED = 0
 LDFLAGS = -s -w $(if $(GITID),-X main.gitID=$(GITID))
 BUILD   = $(GO) build -trimpath -ldflags "$(LDFLAGS)"
 
-.PHONY: all build install demo test bench fuzz lint clean
+.PHONY: all build install uninstall demo test bench fuzz lint clean
 all: build
 
 # The Go build cache knows what is up to date.
@@ -32,6 +32,9 @@ install: build
 	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/bin
 	install -m 755 bin/criu $(DESTDIR)$(PREFIX)/sbin/criu
 	for c in bin/*; do case $$c in bin/criu) ;; *) install -m 755 $$c $(DESTDIR)$(PREFIX)/bin/ ;; esac; done
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/sbin/criu $(patsubst cmd/%,$(DESTDIR)$(PREFIX)/bin/%,$(filter-out cmd/criu,$(wildcard cmd/*)))
 
 demo: build
 	./testdata/demo.sh bin/criu
