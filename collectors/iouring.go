@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"cryo/internal/image"
 	"cryo/internal/iouring"
@@ -22,8 +23,9 @@ import (
 // IOURing collects rings for requests (io_uring(7), Linux 5.1) that have nothing in flight. Images: an entry of type EXT in
 // files.img, see [image.IOURing].
 //
-// The kernel tells positions and what is registered in fdinfo (5.1, all of it since 5.12). How a ring was set up it does not tell: its size
-// and what it answers to calls that are refused do, as far as it matters. What remains hidden and why that is no harm:
+// The kernel tells positions and what is registered in fdinfo (all of it since Linux 5.12). How a ring was set up it does not
+// tell: its size and what it answers to calls that are refused do, as far as it matters. What remains hidden, and why that
+// is no harm:
 //
 //   - SUBMIT_ALL is always assumed: who did not ask for it has a bad request reported as before, only the good ones behind it
 //     need no second call.
@@ -61,7 +63,7 @@ func (IOURing) Collect(f *Files, p *Probe, id uint32) (*fdinfo.FileEntry, error)
 
 // ring finds out all that an image has of a ring.
 func (p *Probe) ring() (*image.IOURing, error) {
-	n, err := ringNumbers(p.Info)
+	n, err := p.ringNumbers()
 	if err != nil {
 		return nil, err
 	}
@@ -74,10 +76,11 @@ func (p *Probe) ring() (*image.IOURing, error) {
 		return nil, err
 	}
 	ring, err := p.ringShape(fd, n)
-	if err == nil {
-		err = p.ringInFlight(n, ring)
+	if err != nil {
+		return nil, err
 	}
-	return ring, err
+	ring.Buffers = n.places
+	return ring, p.ringInFlight(n, ring)
 }
 
 // ringInfo is what fdinfo says of a ring.
@@ -86,8 +89,25 @@ type ringInfo struct {
 	cqMask, cqHead, cqTail, cachedCQTail uint32
 	thread                               int64 // of SQPOLL, -1: none
 	files, buffers                       uint32
+	places                               []image.RingBuffer // of buffers
 	polls, overflow, personalities       int
 	napi                                 string // "": the kernel has it not
+}
+
+// ringPatience is how long fdinfo may leave a ring out: it does while somebody else looks at it, or the kernel works on it.
+const ringPatience = 5 * time.Second
+
+// ringNumbers reads what fdinfo says, again if it had nothing to say.
+func (p *Probe) ringNumbers() (*ringInfo, error) {
+	n, err := ringNumbers(p.Info)
+	for end := time.Now().Add(ringPatience); err != nil && time.Now().Before(end); time.Sleep(100 * time.Microsecond) {
+		info, again := p.Task.Proc.FDInfo(p.FD)
+		if again != nil {
+			return nil, again
+		}
+		n, err = ringNumbers(info)
+	}
+	return n, err
 }
 
 func ringNumbers(info *procfs.FDInfo) (*ringInfo, error) {
@@ -114,6 +134,11 @@ func ringNumbers(info *procfs.FDInfo) (*ringInfo, error) {
 		switch {
 		case !indented:
 			section = name
+		case section == "UserBufs":
+			var i int
+			var b image.RingBuffer
+			fmt.Sscanf(line, "%d: 0x%x/%d", &i, &b.Addr, &b.Len) // nothing of a free place
+			n.places = append(n.places, b)
 		case section == "PollList":
 			n.polls++
 		case section == "CqOverflowList":
@@ -131,8 +156,8 @@ func (p *Probe) ringRegistered(n *ringInfo) error {
 	switch {
 	case n.files != 0:
 		what = fmt.Sprintf("an io_uring with a table of %d registered files, of which the kernel does not say which they are", n.files)
-	case n.buffers != 0:
-		what = fmt.Sprintf("an io_uring with %d registered buffers", n.buffers)
+	case int(n.buffers) != len(n.places) || slices.ContainsFunc(n.places, func(b image.RingBuffer) bool { return !p.Task.Memory.covers(b.Addr, b.Len) }):
+		what = fmt.Sprintf("an io_uring with %d registered buffers, of which some are not in the task's memory", n.buffers)
 	case n.personalities != 0:
 		what = fmt.Sprintf("an io_uring with %d registered personalities", n.personalities)
 	case n.napi != "" && n.napi != "disabled":
@@ -141,6 +166,17 @@ func (p *Probe) ringRegistered(n *ringInfo) error {
 		return nil
 	}
 	return p.Obstacle(what, "unregister them before the dump")
+}
+
+// covers says whether there is memory of the task at all of some addresses.
+func (m *Memory) covers(addr, length uint64) bool {
+	end := addr + length
+	for i := range m.maps {
+		if mp := &m.maps[i]; addr < end && mp.Start <= addr && addr < mp.End {
+			addr = mp.End
+		}
+	}
+	return addr >= end
 }
 
 // ringGroups is how many numbers are tried for provided buffers: programs count groups from 0, and each question is a call.

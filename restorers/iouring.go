@@ -36,6 +36,7 @@ type ioURing struct {
 const (
 	maxRequests    = 32768
 	maxCompletions = 2 * maxRequests
+	maxBuffers     = 1 << 14 // IORING_MAX_REG_BUFFERS
 )
 
 // knownRingFlags are those a dump may note.
@@ -60,11 +61,11 @@ func (IOURing) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
 	if err := r.try(); err != nil {
 		return nil, err
 	}
+	p.plan.late = p.plan.late || r.late() || len(r.Buffers) > 0
 	if !r.late() {
 		p.plan.after(Open, r)
 		return r, nil
 	}
-	p.plan.late = true
 	p.plan.after(Late, r)
 	return r, nil
 }
@@ -92,6 +93,8 @@ func (r *ioURing) check() error {
 	case r.SQEntries > maxRequests || r.CQEntries > maxCompletions || r.CQEntries < r.SQEntries ||
 		bits.OnesCount32(r.SQEntries) != 1 || bits.OnesCount32(r.CQEntries) != 1:
 		return fmt.Errorf("%d requests and %d completions", r.SQEntries, r.CQEntries)
+	case len(r.Buffers) > maxBuffers:
+		return fmt.Errorf("%d registered buffers", len(r.Buffers))
 	case r.unread() > r.CQEntries:
 		return fmt.Errorf("%d completions that are to be read, of at most %d", r.unread(), r.CQEntries)
 	case r.Number(r.SQ.Tail)-r.SQHead > r.SQEntries:
@@ -136,6 +139,9 @@ func (r *ioURing) Emit(lv Level, b *remote.Builder, s *Slots) error {
 		return nil
 	case lv == Late && r.late():
 		s.Unmake(r.id)
+	case lv == Late:
+		r.emitBuffers(b, s)
+		return nil
 	case lv != Open:
 		return nil
 	}
@@ -143,7 +149,21 @@ func (r *ioURing) Emit(lv Level, b *remote.Builder, s *Slots) error {
 	params := b.InOut(bytes.Clone(unsafe.Slice((*byte)(unsafe.Pointer(&p)), iouring.ParamsSize)))
 	s.Made(b.Call(unix.SYS_IO_URING_SETUP, remote.Imm(r.SQEntries), params), r.id, unix.O_CLOEXEC)
 	r.table, r.number = s.t, s.Number(r.id)
+	if lv == Late {
+		r.emitBuffers(b, s)
+	}
 	return nil
+}
+
+// emitBuffers registers buffers. Memory is all there, or who brings it; and it counts against the limits of the task.
+func (r *ioURing) emitBuffers(b *remote.Builder, s *Slots) {
+	var places []uint64 // structs iovec
+	for _, buf := range r.Buffers {
+		places = append(places, buf.Addr, buf.Len)
+	}
+	if len(places) > 0 {
+		b.Call(unix.SYS_IO_URING_REGISTER, remote.Imm(s.Number(r.id)), remote.Imm(iouring.RegisterBuffers), b.Bytes(quads(places...)), remote.Imm(len(r.Buffers))).Must().Discard()
+	}
 }
 
 // fill leads the ring to where it was and puts the contents in.

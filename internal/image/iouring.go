@@ -25,7 +25,12 @@ type IOURing struct {
 	CQ iouring.CQOffsets
 	// Rings and SQEs are the memory that programs map, without the zeros at the end.
 	Rings, SQEs []byte
+	// Buffers are those registered with the ring, in the memory of the task that owns it.
+	Buffers []RingBuffer
 }
+
+// RingBuffer is a registered buffer; a free place has length 0.
+type RingBuffer struct{ Addr, Len uint64 }
 
 // ioURingField is far behind the numbers that criu may come to use.
 const ioURingField = 7001
@@ -34,6 +39,7 @@ const ioURingField = 7001
 const (
 	ringRings = 100
 	ringSQEs  = 101
+	ringBufs  = 102
 )
 
 // numbers are the numbers of a ring, in the order of the fields that hold them, from 1 on.
@@ -53,6 +59,13 @@ func SetIOURing(e *ext_file.ExtFileEntry, r *IOURing) {
 	}
 	m = protowire.AppendBytes(protowire.AppendTag(m, ringRings, protowire.BytesType), trimZeros(r.Rings))
 	m = protowire.AppendBytes(protowire.AppendTag(m, ringSQEs, protowire.BytesType), trimZeros(r.SQEs))
+	if len(r.Buffers) > 0 {
+		var bufs []byte
+		for _, b := range r.Buffers {
+			bufs = protowire.AppendVarint(protowire.AppendVarint(bufs, b.Addr), b.Len)
+		}
+		m = protowire.AppendBytes(protowire.AppendTag(m, ringBufs, protowire.BytesType), bufs)
+	}
 	wire.SetUnknown(e, protowire.AppendBytes(protowire.AppendTag(wire.Unknown(e), ioURingField, protowire.BytesType), m))
 }
 
@@ -109,6 +122,19 @@ func (r *IOURing) parse(m []byte) error {
 			r.Rings, _ = protowire.ConsumeBytes(m)
 		case typ == protowire.BytesType && num == ringSQEs:
 			r.SQEs, _ = protowire.ConsumeBytes(m)
+		case typ == protowire.BytesType && num == ringBufs:
+			bufs, _ := protowire.ConsumeBytes(m)
+			for len(bufs) > 0 {
+				var b RingBuffer
+				for _, v := range []*uint64{&b.Addr, &b.Len} {
+					var size int
+					if *v, size = protowire.ConsumeVarint(bufs); size < 0 {
+						return errors.New("the buffers of an io_uring are cut off")
+					}
+					bufs = bufs[size:]
+				}
+				r.Buffers = append(r.Buffers, b)
+			}
 		default:
 			return errors.New("an io_uring has something that is not known here: a newer version has dumped it")
 		}

@@ -17,6 +17,7 @@ func TestIOURing(t *testing.T) {
 		Flags: iouring.SQPoll, SQEntries: 8, CQEntries: 16, SQHead: 1<<32 - 1, CQTail: 7,
 		SQ: iouring.SQOffsets{Tail: 4, Array: 320}, CQ: iouring.CQOffsets{Head: 8, CQEs: 64},
 		Rings: []byte{1, 2, 3, 0, 0}, SQEs: make([]byte, 100),
+		Buffers: []RingBuffer{{1 << 40, 4096}, {}, {5, 7}},
 	}
 	owner := &fown.FownEntry{Uid: proto.Uint32(0), Euid: proto.Uint32(0), Signum: proto.Uint32(0), PidType: proto.Uint32(0), Pid: proto.Uint32(0)}
 	e := &ext_file.ExtFileEntry{Id: proto.Uint32(5), Fown: owner}

@@ -34,6 +34,7 @@ const (
 
 // What io_uring_register(2) is told.
 const (
+	RegisterBuffers      = 0
 	RegisterEventfd      = 4
 	RegisterRestrictions = 11
 	RegisterPbufStatus   = 26 // Linux 6.8

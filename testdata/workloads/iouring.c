@@ -1,11 +1,13 @@
 /*
  * Rings of io_uring(7) with nothing in flight: positions far from zero, completions yet to be read, requests yet to be
- * handed over, a ring that a child shares, and one whose thread of the kernel's takes the requests. All go on where they were.
+ * handed over, registered buffers, a ring that a child shares, and one whose thread of the kernel's takes the requests. All go on where they were.
  * With "nobody" the program has given its privileges away, and so has that thread.
  */
 #include "workload.h"
 #include <dirent.h>
+#include <sched.h>
 #include <linux/io_uring.h>
+#include <sys/uio.h>
 
 struct ring {
 	int fd;
@@ -95,13 +97,36 @@ static void ring_file(struct ring *r, const char *name)
 	close(fd);
 }
 
+/* Writes a file out of a registered buffer, and reads it back into another. */
+static void ring_fixed(struct ring *r, struct iovec *buffers)
+{
+	int fd = openat(workload_dir, "fixed", O_CREAT | O_RDWR | O_CLOEXEC, 0600);
+
+	memcpy(buffers[2].iov_base, "fixed", 5);
+	for (int i = 0; i < 2; i++) {
+		struct io_uring_sqe *sqe = ring_next(r, i ? IORING_OP_READ_FIXED : IORING_OP_WRITE_FIXED, 81 + i);
+
+		sqe->fd = fd, sqe->addr = (uintptr_t)buffers[i ? 0 : 2].iov_base, sqe->len = 5, sqe->buf_index = i ? 0 : 2;
+		ring_push(r);
+		ring_submit(r, 1, 1);
+		ring_expect(r, 81 + i, 5);
+	}
+	CHECK(!memcmp(buffers[0].iov_base, "fixed", 5), "a registered buffer");
+	memset(buffers[0].iov_base, 0, 5);
+	close(fd);
+}
+
 /* Some completions stay to be read, and some requests to be handed over. */
 static void ring_leave(struct ring *r, unsigned unread, unsigned waiting)
 {
 	for (unsigned i = 0; i < unread; i++) {
+		unsigned done = *word(r, r->p.cq_off.tail);
+
 		ring_next(r, IORING_OP_NOP, 1000 + i);
 		ring_push(r);
 		ring_submit(r, 1, 1);
+		while (*word(r, r->p.cq_off.tail) == done)
+			sched_yield();
 	}
 	for (unsigned i = 0; i < waiting; i++) {
 		ring_next(r, IORING_OP_NOP, 2000 + i);
@@ -149,6 +174,7 @@ static void check_owner(void)
 int main(int argc, char **argv)
 {
 	struct ring plain, large, thread = { .fd = -1 };
+	struct iovec buffers[3] = { { 0 } };
 	int status, pipes[2];
 
 	workload_init();
@@ -166,6 +192,10 @@ int main(int argc, char **argv)
 	ring_file(&plain, "plain");
 	ring_leave(&plain, 5, 3);
 	ring_nops(&large, 5);
+	for (int i = 0; i < 3; i += 2)
+		buffers[i] = (struct iovec){ mmap(NULL, 4 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), 3 * 4096 + i };
+	CHECK(!syscall(SYS_io_uring_register, large.fd, IORING_REGISTER_BUFFERS, buffers, 3), "register buffers: %s", strerror(errno));
+	ring_fixed(&large, buffers);
 	if (thread_made) {
 		ring_nops(&thread, 77);
 		ring_file(&thread, "thread");
@@ -191,7 +221,8 @@ int main(int argc, char **argv)
 
 	CHECK(!kill(child, SIGKILL) && waitpid(child, &status, 0) == child, "the child");
 	ring_check(&plain, 1010, 1010, 5, 3, "plain");
-	ring_check(&large, 5, 5, 0, 0, "large");
+	ring_check(&large, 7, 7, 0, 0, "large");
+	ring_fixed(&large, buffers);
 	if (thread_made)
 		ring_check(&thread, 83, 83, 4, 0, "thread");
 	check_owner();
