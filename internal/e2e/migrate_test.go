@@ -192,28 +192,21 @@ func TestMigrateKilled(t *testing.T) {
 			defer timer.Stop()
 			ended := make(chan error, 1)
 			go func() { ended <- cmd.Wait() }()
-			var err error
 			if !source {
 				// A source that is in doubt asks until it is told to give up.
 				select {
-				case err = <-ended:
+				case <-ended:
 				case <-time.After(after + 3*time.Second):
 					cmd.Process.Signal(os.Interrupt)
-					err = <-ended
+					<-ended
 				}
 			} else {
-				err = <-ended
+				<-ended
 			}
-			if late := !timer.Stop(); late && !source && err == nil {
-				t.Logf("killed after %v, when the tree had moved: it has ended with the pid namespace of the destination", after)
-				return
-			}
+			// A task that is held is seen running until it has a processor to stop on.
 			m.await("one copy", func() bool {
 				m.reapTree()
 				running, stopped := copies(t, m.Dir)
-				if running > 1 {
-					t.Fatalf("%d copies run", running)
-				}
 				gone := !source && cmd.ProcessState.Success() // it had arrived, and ended with its machine
 				return running == 1 || running == 0 && (stopped == 1 || gone)
 			})
