@@ -108,7 +108,7 @@ func TestKilledDump(t *testing.T) {
 	for _, w := range []struct {
 		name string
 		args []string
-	}{{"threads", []string{"6"}}, {"memory", nil}, {"instant", []string{"16", "2"}}, {"ring", []string{"12"}}, {"unix", nil}} {
+	}{{"threads", []string{"6"}}, {"memory", nil}, {"instant", []string{"16", "2"}}, {"ring", []string{"12"}}, {"unix", nil}, {"userfaults", nil}, {"sharedmm", nil}} {
 		t.Run(w.name, func(t *testing.T) {
 			target := tools.StartWorkload(t, w.name, w.args...)
 			whole := target.Dump(tools.Criu, t.TempDir(), "--leave-running").Wall
