@@ -14,6 +14,7 @@ import (
 	"cryo/internal/guardian"
 	"cryo/internal/image"
 	"cryo/internal/lazy"
+	"cryo/internal/log"
 	"cryo/internal/options"
 	"cryo/internal/procfs"
 	"cryo/internal/selfexec"
@@ -253,7 +254,11 @@ func startLazyServer(o *options.Options, images *os.File) (*lazy.Client, error) 
 	if err != nil {
 		return nil, err
 	}
-	files := []uintptr{null.Fd(), null.Fd(), os.Stderr.Fd(), theirs.Fd(), images.Fd(), text.Fd()}
+	last := os.Stderr // words
+	if f := log.File(slog.Default()); f != nil && o.Detach {
+		last = f // who waits for the end of what we print need not wait for the pages
+	}
+	files := []uintptr{null.Fd(), null.Fd(), last.Fd(), theirs.Fd(), images.Fd(), text.Fd()}
 	pid, err := selfexec.Process{Name: lazyArgv0, Dir: o.Work(), Env: os.Environ(), Files: files}.Start(selfexec.Path)
 	if err != nil {
 		conn.Close()

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -101,6 +102,35 @@ func TestLazyReadFromOutside(t *testing.T) {
 		target.Kill()
 	}
 	target.Restore(tools.Criu, images, "--lazy-pages")
+	target.Go()
+}
+
+// TestLazyLetsGo has the server fill memory for longer than whoever reads what the restore prints has to wait.
+func TestLazyLetsGo(t *testing.T) {
+	RequireRoot(t)
+	target, images := tools.StartWorkload(t, "bigmem", "512"), t.TempDir()
+	target.Dump(tools.Criu, images)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	cmd := exec.Command(tools.Criu, "restore", "-d", "--lazy-pages", "-D", images, "-o", "restore.log")
+	cmd.Stdout, cmd.Stderr = w, w
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	if b, err := io.ReadAll(r); err != nil || len(b) > 0 {
+		t.Errorf("%q, %v", b, err)
+	}
+	if !served(t, target.Pid) {
+		t.Log("all pages were in already")
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	target.Tree()
 	target.Go()
 }
 
