@@ -9,12 +9,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 
 	"cryo/internal/guardian"
 	"cryo/internal/image"
 	"cryo/internal/lazy"
-	"cryo/internal/log"
 	"cryo/internal/options"
 	"cryo/internal/procfs"
 	"cryo/internal/selfexec"
@@ -165,79 +163,24 @@ func killFamily(root int) error {
 	return errors.Join(errs...)
 }
 
-// Descriptors an own server is started with, besides its log on 2.
-const (
-	lazySocketFD  = 3
-	lazyImagesFD  = 4
-	lazyOptionsFD = 5 // JSON; a key may be among them, so it is no argument
-)
-
-// lazyArgv0 tells an executable that it is started as the server of a lazy restore.
-const lazyArgv0 = "criu-lazy-pages"
-
-var lazyAvailable atomic.Bool
-
-// LazyMain makes this process the server of a lazy restore, and does not return, if it was started as one; else it does
-// nothing. Whoever wants lazy restores that bring their server with them calls it first thing in main, behind
-// guardian.Main.
-func LazyMain() {
-	lazyAvailable.Store(true)
-	if !selfexec.Is(lazyArgv0) {
-		return
-	}
-	selfexec.Become(lazyArgv0, lazyOptionsFD)
-	if err := ownLazyServer(); err != nil {
-		fmt.Fprintf(os.Stderr, "%s: %v\n", lazyArgv0, err)
-		os.Exit(1)
-	}
-	os.Exit(0)
-}
-
-func ownLazyServer() error {
-	o := options.Default()
-	f := os.NewFile(lazyOptionsFD, "options")
-	if err := errors.Join(json.NewDecoder(f).Decode(o), f.Close()); err != nil {
-		return err
-	}
-	o.ImagesDirFD = lazyImagesFD
-	conn, err := net.FileConn(os.NewFile(lazySocketFD, "restore"))
+var ownLazyServer = ownServer{name: "criu-lazy-pages", serve: func(o *options.Options, socket *os.File) error {
+	conn, err := net.FileConn(socket)
 	if err != nil {
 		return err
 	}
 	return serveLazyPages(context.Background(), o, conn.(*net.UnixConn), openVerified)
-}
+}}
 
-// optionsFile is options in a file that has no name.
-func optionsFile(o *options.Options) (*os.File, error) {
-	if _, err := keyOf(o); err != nil { // a descriptor it comes from is not handed on
-		return nil, err
-	}
-	text, err := json.Marshal(o)
-	if err != nil {
-		return nil, err
-	}
-	fd, err := unix.MemfdCreate("options", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
-	}
-	f := os.NewFile(uintptr(fd), "options")
-	if _, err := f.WriteAt(text, 0); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
-}
+// LazyMain makes this process the server of a lazy restore, and does not return, if it was started as one; else it does
+// nothing. Whoever wants lazy restores that bring their server with them calls it first thing in main, behind
+// guardian.Main.
+func LazyMain() { ownLazyServer.main() }
 
 // startLazyServer starts a process that serves one restore.
 func startLazyServer(o *options.Options, images *os.File) (*lazy.Client, error) {
-	if !lazyAvailable.Load() {
+	if !ownLazyServer.available.Load() {
 		return nil, fmt.Errorf("no lazy-pages server listens on %s in the work directory: start criu lazy-pages there first", lazy.SocketName)
 	}
-	text, err := optionsFile(o)
-	if err != nil {
-		return nil, err
-	}
-	defer text.Close()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socketpair", err)
@@ -245,24 +188,18 @@ func startLazyServer(o *options.Options, images *os.File) (*lazy.Client, error) 
 	ours, theirs := os.NewFile(uintptr(fds[0]), "lazy-pages"), os.NewFile(uintptr(fds[1]), "restore")
 	defer ours.Close()
 	defer theirs.Close()
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer null.Close()
 	conn, err := net.FileConn(ours)
 	if err != nil {
 		return nil, err
 	}
-	last := os.Stderr // words
-	if f := log.File(slog.Default()); f != nil && o.Detach {
-		last = f // who waits for the end of what we print need not wait for the pages
+	words := os.Stderr
+	if o.Detach {
+		words = logOrStderr()
 	}
-	files := []uintptr{null.Fd(), null.Fd(), last.Fd(), theirs.Fd(), images.Fd(), text.Fd()}
-	pid, err := selfexec.Process{Name: lazyArgv0, Dir: o.Work(), Env: os.Environ(), Files: files}.Start(selfexec.Path)
+	pid, err := ownLazyServer.start(o, theirs, images, words)
 	if err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("start the lazy-pages server: %w", err)
+		return nil, err
 	}
 	selfexec.Forget(pid)
 	return lazy.NewClient(conn.(*net.UnixConn)), nil
