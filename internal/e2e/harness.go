@@ -254,7 +254,8 @@ func (target *Target) Signal() {
 // Verdict waits for the workload's own verdict and its end.
 func (target *Target) Verdict() {
 	target.t.Helper()
-	target.Tree()
+	known := target.tree // the root may have ended, and leave children
+	target.tree = append(target.Tree(), known...)
 	target.await("verdict", func() bool {
 		_, err := os.Stat(filepath.Join(target.Dir, "verdict"))
 		return err == nil || !target.Alive()

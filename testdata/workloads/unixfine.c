@@ -135,5 +135,7 @@ int main(void)
 
 	CHECK(from_whom(cr[1], "child", &uid) == child && uid == 1000, "sender's ids");
 	CHECK(from_whom(cr[1], "parent", &uid) == getpid() && uid == 0, "sender's ids");
+	int status;
+	CHECK(waitpid(child, &status, 0) == child && status == 0, "child");
 	workload_pass();
 }
