@@ -42,7 +42,7 @@ func keepKernelCache(t *testing.T) bool {
 	if err := unix.Statfs(run, &fs); tools.Peer == "" || err == nil && fs.Type == unix.TMPFS_MAGIC {
 		return false
 	}
-	cmd := again("TestSpeed", inside, "1")
+	cmd := again(t.Name(), inside, "1")
 	cmd.Stdout, cmd.SysProcAttr = os.Stdout, &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
 	if err := cmd.Run(); err != nil {
 		t.Fatal(err)
