@@ -18,6 +18,9 @@ import (
 // was. The format is that of criu's development branch; with image.Zstd an extension of it (see package image).
 type Compressed struct {
 	Sink
+	// Acceleration of LZ4 trades size for speed; 0 and 1 are as usual. It is set before the first page comes.
+	Acceleration int
+
 	codec   image.Codec
 	block   uint64 // pages
 	pagesID atomic.Uint32

@@ -86,7 +86,7 @@ func (p *packer) dispatch(run *image.Run) {
 	go func() {
 		defer close(b.done)
 		if b.zero = allZero(b.plain); !b.zero {
-			b.packed = p.c.codec.Shrink(b.packed, b.plain)
+			b.packed = p.c.codec.Shrink(b.packed, b.plain, p.c.Acceleration)
 		}
 	}()
 }

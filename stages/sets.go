@@ -52,12 +52,16 @@ func packed(o *options.Options, to sinks.Sink) (sinks.Sink, error) {
 	if err == nil && key != nil && sinks.Server(to) != nil {
 		err = errors.New("--key-file: pages for a page server are stored as they are; --tls protects them on their way")
 	}
+	if err == nil && o.CompressAcceleration > 1 && codecs[o.Compress] != image.LZ4 {
+		err = errors.New("--compress-acceleration is a choice of LZ4: give it with --compress=lz4")
+	}
 	if err == nil && (key != nil || o.Compress != "") {
 		if key != nil {
 			to = sinks.Encrypt(to, key)
 		}
-		var packed sinks.Sink
+		var packed *sinks.Compressed
 		if packed, err = sinks.Compress(to, codecs[o.Compress], int(min(o.CompressRegion, image.MaxBlock+1))); err == nil {
+			packed.Acceleration = o.CompressAcceleration
 			return packed, nil
 		}
 		err = fmt.Errorf("--compress-region: %w", err)

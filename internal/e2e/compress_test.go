@@ -29,6 +29,19 @@ func TestCompress(t *testing.T) {
 	}
 }
 
+// TestCompressFaster trades size for speed, which zstd does not.
+func TestCompressFaster(t *testing.T) {
+	RequireRoot(t)
+	target, images := tools.StartWorkload(t, "memory"), t.TempDir()
+	r := Run(t, tools.Criu, "dump", "-t", strconv.Itoa(target.Pid), "-D", images, "--compress=zstd", "--compress-acceleration", "8")
+	if r.Code == 0 || !strings.Contains(r.Stderr, "--compress-acceleration is a choice of LZ4") {
+		t.Errorf("with zstd: exit status %d: %s", r.Code, r.Stderr)
+	}
+	target.Dump(tools.Criu, images, "--compress", "--compress-acceleration", "8")
+	target.Restore(tools.Criu, images)
+	target.Go()
+}
+
 // TestShareCOW stores what forked tasks share once: the image is little more than one copy, and what was shared is shared again.
 func TestShareCOW(t *testing.T) {
 	RequireRoot(t)

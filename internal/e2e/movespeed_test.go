@@ -183,7 +183,7 @@ func codecTime(t *testing.T, images string, codec image.Codec) time.Duration {
 		all.Go(func() {
 			var packed []byte
 			for b := range blocks {
-				packed = codec.Shrink(packed[:0], b)
+				packed = codec.Shrink(packed[:0], b, 1)
 			}
 		})
 	}

@@ -39,10 +39,14 @@ var (
 	})
 )
 
-// Shrink returns the block src made smaller, in dst's memory where it fits, or nil where it does not get smaller.
-func (c Codec) Shrink(dst, src []byte) []byte {
+// Shrink returns the block src made smaller, in dst's memory where it fits, or nil where it does not get smaller. An
+// acceleration above 1 has LZ4 look for less, see fastLZ4; zstd knows none.
+func (c Codec) Shrink(dst, src []byte, acceleration int) []byte {
 	switch c {
 	case LZ4:
+		if acceleration > 1 {
+			return fastLZ4(dst, src, acceleration)
+		}
 		z := lz4s.Get().(*lz4.Compressor)
 		defer lz4s.Put(z)
 		dst = grown(dst[:0], len(src)-1)

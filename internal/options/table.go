@@ -161,9 +161,8 @@ var Table = []Option{
 		watching(func(o *Options) any { return o.Compress }),
 	text(secImages, "compress-region", "SIZE", dumping, "", Compression, "compress so many bytes together (default 256K, at most 4M)",
 		func(o *Options) any { return &o.CompressRegion }).own(),
-	text(secImages, "compress-acceleration", "N", dumping, "", Acceleration, "compress faster and worse (1: as usual)",
-		func(o *Options) any { return bounded{&o.CompressAcceleration, 1, 1 << 16, "acceleration"} }).own().
-		watching(func(o *Options) any { return o.CompressAcceleration }),
+	text(secImages, "compress-acceleration", "N", dumping, "", Compression, "compress by lz4 faster and worse (1: as usual)",
+		func(o *Options) any { return bounded{&o.CompressAcceleration, 1, 1 << 16, "acceleration"} }).own(),
 	flag(secImages, "share-cow", Dump, "", Dedups, "store pages that forked tasks share once; only this program restores that",
 		func(o *Options) *bool { return &o.ShareCOW }).own(),
 	flag(secImages, "checksum", dumping|restoring|LazyPages, "", Integrity, "put checksums into the set; refuse to restore one that has none",
