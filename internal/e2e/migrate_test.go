@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -197,7 +198,7 @@ func TestMigrateKilled(t *testing.T) {
 				select {
 				case <-ended:
 				case <-time.After(after + 3*time.Second):
-					cmd.Process.Signal(os.Interrupt)
+					cmd.Process.Signal(syscall.SIGTERM) // SIGINT may be ignored, where a shell started all this in the background
 					<-ended
 				}
 			} else {

@@ -242,12 +242,11 @@ func postgresCommand(s *instance) []string {
 
 // postgresClient has a session with an open transaction, whose row nobody else may see.
 func postgresClient(s *instance) (*client, error) {
-	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", s.Pid))
-	if err != nil {
-		return nil, err
-	}
-	for _, segment := range regexp.MustCompile(`/dev/shm/PostgreSQL\.\d+`).FindAllString(string(maps), -1) {
-		s.t.Cleanup(func() { os.Remove(segment) }) // a server that was killed does not
+	for _, pid := range s.Tree() {
+		maps, _ := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+		for _, segment := range regexp.MustCompile(`/dev/shm/PostgreSQL\.\d+`).FindAllString(string(maps), -1) {
+			s.t.Cleanup(func() { os.Remove(segment) }) // a server that was killed does not
+		}
 	}
 	psql := func(host string) []string {
 		return []string{"psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", host, "-p", s.port, "-U", "postgres"}
