@@ -49,23 +49,11 @@ func (s *Server) prepare(verb options.Verb, conn *Conn, req *rpc.CriuOpts) (*req
 // is not given is where we are.
 func (r *request) directories(conn *Conn, _ *rpc.CriuOpts) error {
 	o := r.o
-	if o.ImagesDirFD >= 0 {
-		f, err := conn.open(o.ImagesDirFD, unix.O_DIRECTORY)
-		if err != nil {
-			return &Error{"images_dir_fd", err.Error()}
-		}
-		r.open = append(r.open, f)
-		o.ImagesDirFD = int(f.Fd())
-		o.ImagesDir = fmt.Sprintf("/proc/self/fd/%d", o.ImagesDirFD)
+	if err := r.directory(conn, "images_dir_fd", &o.ImagesDirFD, &o.ImagesDir); err != nil {
+		return err
 	}
-	if o.WorkDirFD >= 0 {
-		f, err := conn.open(o.WorkDirFD, unix.O_DIRECTORY)
-		if err != nil {
-			return &Error{"work_dir_fd", err.Error()}
-		}
-		r.open = append(r.open, f)
-		o.WorkDirFD = int(f.Fd())
-		o.WorkDir = fmt.Sprintf("/proc/self/fd/%d", o.WorkDirFD)
+	if err := r.directory(conn, "work_dir_fd", &o.WorkDirFD, &o.WorkDir); err != nil {
+		return err
 	}
 	switch {
 	case o.ImagesDir == "-":
@@ -78,6 +66,21 @@ func (r *request) directories(conn *Conn, _ *rpc.CriuOpts) error {
 		return errors.New("log_file needs work_dir_fd, images_dir_fd or images_dir")
 	}
 	o.ImagesDir = "."
+	return nil
+}
+
+// directory opens one of them, if it is given.
+func (r *request) directory(conn *Conn, field string, fd *int, path *string) error {
+	if *fd < 0 {
+		return nil
+	}
+	f, err := conn.open(*fd, unix.O_DIRECTORY)
+	if err != nil {
+		return &Error{field, err.Error()}
+	}
+	r.open = append(r.open, f)
+	*fd = int(f.Fd())
+	*path = fmt.Sprintf("/proc/self/fd/%d", *fd)
 	return nil
 }
 
