@@ -54,6 +54,7 @@ type dumper struct {
 	rootIDs *criu_core.TaskKobjIdsEntry
 	cgroups *collectors.Cgroups
 
+	claim        *claim               // keeps other runs off the tree; nil: it could not be claimed
 	thawing      *pipeline.UndoStep   // lets the tree go
 	ejecting     *pipeline.UndoStep   // takes the engine out of it
 	reconnecting []*pipeline.UndoStep // give it its connections back
@@ -137,6 +138,7 @@ func (d *dumper) close() {
 		d.freezer.group.Close()
 	}
 	d.images.Close()
+	d.claim.release()
 }
 
 func (d *dumper) pushUndo(name string, back func(context.Context) error, records ...pipeline.UndoRecord) error {

@@ -26,6 +26,7 @@ import (
 func GuardianKinds() []guardian.Kind {
 	return []guardian.Kind{
 		{Name: killTasks{}.UndoKind(), Do: doKillTasks},
+		{Name: (*claim)(nil).UndoKind(), Do: doClaim},
 		{Name: removeSet{}.UndoKind(), Do: doRemoveSet},
 		{Name: netlock.Record{}.UndoKind(), Do: netlock.DoRecord},
 		{Name: tcprepair.Sockets{}.UndoKind(), Do: tcprepair.DoLeave},

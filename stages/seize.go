@@ -25,6 +25,9 @@ func (d *dumper) seize(s *pipeline.Stage, emit func(*Tree) error) error {
 	if err := refuseOwn(d.o.Tree); err != nil {
 		return err
 	}
+	if err := d.claimTree(s.Context()); err != nil {
+		return err
+	}
 	if err := d.openGroup(); err != nil {
 		return err
 	}

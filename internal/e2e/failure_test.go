@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -165,7 +166,7 @@ func TestKilledPreDump(t *testing.T) {
 		if killAt(t, delay, argv...) {
 			killed++
 		}
-		target.await("end of the guardian's work", guardiansGone)
+		target.await("end of the guardian's work", func() bool { return !guardians() })
 		target.await("end of the tool's userfaultfds, also in children forked before the guardian came", func() bool {
 			return !slices.ContainsFunc(target.Tree(), func(pid int) bool {
 				return slices.Contains(descriptors(pid), "anon_inode:[userfaultfd]")
@@ -181,6 +182,24 @@ func TestKilledPreDump(t *testing.T) {
 	target.Go()
 }
 
+// TestDumpsAtOnce starts several dumps of one tree at the same time: each waits for the one before it.
+func TestDumpsAtOnce(t *testing.T) {
+	RequireRoot(t)
+	target := tools.StartWorkload(t, "ring", "4")
+	var all sync.WaitGroup
+	for range 4 {
+		images := t.TempDir()
+		all.Go(func() {
+			r := Run(t, tools.Criu, "dump", "-t", strconv.Itoa(target.Pid), "-D", images, "-o", "dump.log", "-v4", "--leave-running")
+			if r.Code != 0 {
+				t.Errorf("exit status %d: %s", r.Code, r.Stderr)
+			}
+		})
+	}
+	all.Wait()
+	target.Go()
+}
+
 // descriptors are what a task has open.
 func descriptors(pid int) (targets []string) {
 	links, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
@@ -189,18 +208,6 @@ func descriptors(pid int) (targets []string) {
 		targets = append(targets, target)
 	}
 	return targets
-}
-
-// guardiansGone says whether the guardians of all tools that the test has started are done.
-func guardiansGone() bool {
-	pids, _ := filepath.Glob("/proc/[0-9]*")
-	for _, dir := range pids {
-		text, err := os.ReadFile(dir + "/cmdline")
-		if pid, _ := strconv.Atoi(filepath.Base(dir)); err == nil && string(text) == "criu-guardian\x00" && ours(pid) {
-			return false
-		}
-	}
-	return true
 }
 
 // TestKilledRestore kills the tool at random instants of a restore: there is

@@ -274,8 +274,9 @@ func guardians() bool {
 	for _, list := range lists {
 		b, _ := os.ReadFile(list)
 		for _, pid := range strings.Fields(string(b)) {
-			exe, err := os.Readlink("/proc/" + pid + "/exe")
-			if err == nil && (exe == tool || strings.HasPrefix(exe, "/memfd:guardian")) {
+			exe, _ := os.Readlink("/proc/" + pid + "/exe")
+			args, _ := os.ReadFile("/proc/" + pid + "/cmdline") // empty within an exec
+			if strings.HasPrefix(exe, "/memfd:guardian") || exe == tool && (len(args) == 0 || string(args) == "criu-guardian\x00") {
 				return true
 			}
 		}
