@@ -32,6 +32,8 @@ type Env struct {
 	Prober *Prober
 	// Namespaces knows the namespaces of the tree. For one goroutine, in task order.
 	Namespaces *Namespaces
+	// PIDNS is the pid namespace of the tree, known from the snapshot on.
+	PIDNS *PIDNS
 	// NetNS is the network namespace of the tree, known when its first task has been identified.
 	NetNS *NetNS
 	// Shared knows the memory that several tasks may share. For one goroutine, in task order.
@@ -43,8 +45,6 @@ type Env struct {
 	// Undo puts how to take back a change of the outside world on the dump's undo stack; the records say the same to the
 	// guardian.
 	Undo func(name string, back func(context.Context) error, records ...guardian.Record) error
-	// VPid translates a pid of the tool's namespace to the tree's; 0 if it has none there.
-	VPid func(pid int) int
 	// InTree says whether a process, by its pid in the tool's namespace, is part of the dump.
 	InTree func(pid int) bool
 }
@@ -58,7 +58,7 @@ func (e *Env) External(name string) bool {
 
 // localizeOwner translates the pid that a file's signals go to into the tree's namespace.
 func (e *Env) localizeOwner(o *fown.FownEntry) {
-	if pid := o.GetPid(); pid != 0 && e.VPid != nil {
-		o.Pid = proto.Uint32(uint32(e.VPid(int(pid))))
+	if pid := o.GetPid(); pid != 0 {
+		o.Pid = proto.Uint32(uint32(e.PIDNS.Inner(int(pid))))
 	}
 }

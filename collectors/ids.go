@@ -27,20 +27,33 @@ type namespace struct {
 }
 
 // nsKinds are the links of /proc/PID/ns in the order in which numbers are given; those a kernel lacks are left out.
-var nsKinds = [...]struct {
-	name  string
-	ioctl uint // of a pidfd
-	field func(*criu_core.TaskKobjIdsEntry) **uint32
+var nsKinds = [nsCount]struct {
+	name string
+	// ioctl opens the one of a pidfd, heirs that of the task's children to come where there is a word for it.
+	ioctl, heirs uint
+	field        func(*criu_core.TaskKobjIdsEntry) **uint32
+	// belong is told which one a task is in, by inode and number, and notes what stands in the way; nil: only the tool's own
+	// can be dumped.
+	belong func(env *Env, t *Task, inode uint64, number uint32) error
 }{
-	{"pid", pidfdNamespace + 5, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.PidNsId }},
-	{"net", pidfdNamespace + 4, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.NetNsId }},
-	{"ipc", pidfdNamespace + 2, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.IpcNsId }},
-	{"uts", pidfdNamespace + 10, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.UtsNsId }},
-	{"time", pidfdNamespace + 7, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.TimeNsId }}, // Linux 5.6
-	{"mnt", pidfdNamespace + 3, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.MntNsId }},
-	{"user", pidfdNamespace + 9, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.UserNsId }},
-	{"cgroup", pidfdNamespace + 1, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.CgroupNsId }}, // Linux 4.6
+	{"pid", pidfdNamespace + 5, pidfdNamespace + 6, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.PidNsId }, known},
+	{"net", pidfdNamespace + 4, 0, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.NetNsId },
+		func(env *Env, t *Task, inode uint64, number uint32) error {
+			return env.NetNS.belong(env, t, inode, number)
+		}},
+	{"ipc", pidfdNamespace + 2, 0, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.IpcNsId }, nil},
+	{"uts", pidfdNamespace + 10, 0, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.UtsNsId }, nil},
+	{"time", pidfdNamespace + 7, pidfdNamespace + 8, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.TimeNsId }, nil}, // Linux 5.6
+	{"mnt", pidfdNamespace + 3, 0, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.MntNsId }, nil},
+	{"user", pidfdNamespace + 9, 0, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.UserNsId }, nil},
+	{"cgroup", pidfdNamespace + 1, 0, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.CgroupNsId }, known}, // Linux 4.6
 }
+
+// nsCount is how many kinds there are.
+const nsCount = 8
+
+// known is for namespaces that have been looked at elsewhere: [PIDNS], [Cgroups].
+func known(*Env, *Task, uint64, uint32) error { return nil }
 
 // NewNamespaces numbers the tool's own namespaces and returns the ids entry the inventory carries for the tool, whose
 // other objects are the first of their kind too.
@@ -117,18 +130,16 @@ func (n *Namespaces) Identify(env *Env, t *Task) error {
 			continue
 		}
 		*ns.field(t.Kobj) = proto.Uint32(n.number(ns.name, ino))
-		if ns.name == "net" {
-			if err := env.NetNS.belong(env, t, ino, n.number(ns.name, ino)); err != nil {
+		if ns.belong != nil {
+			if err := ns.belong(env, t, ino, n.number(ns.name, ino)); err != nil {
 				return err
 			}
-			continue
-		}
-		if ino != n.own[ns.name] && ns.name != "cgroup" { // see Cgroups
+		} else if ino != n.own[ns.name] {
 			env.Obstacles.Add(Obstacle{Pid: t.Pid, What: "is in a " + ns.name + " namespace of its own, which cannot be dumped yet"})
 		}
-	}
-	if t.namespaces.nestedTime {
-		env.Obstacles.Add(Obstacle{Pid: t.Pid, What: "has made a time namespace for its children, which the image format cannot hold"})
+		if t.namespaces.nested[i] {
+			env.Obstacles.Add(Obstacle{Pid: t.Pid, What: "has made a " + ns.name + " namespace for its children, which the image format cannot hold"})
+		}
 	}
 	return refuseUnshared(env, t)
 }
@@ -155,8 +166,8 @@ func refuseUnshared(env *Env, t *Task) error {
 
 // taskNamespaces are the namespaces of one task.
 type taskNamespaces struct {
-	own        [len(nsKinds)]uint64 // inodes in the order of nsKinds, 0 where the kernel has none of the kind
-	nestedTime bool                 // its children would get another time namespace than it is in (Linux 5.6)
+	own    [nsCount]uint64 // inodes in the order of nsKinds, 0 where the kernel has none of the kind
+	nested [nsCount]bool   // its children would get another one than it is in (Linux 4.12 for pids, 5.6 for time)
 }
 
 // inode is that of one kind, 0 where the kernel has none of the kind.
@@ -171,18 +182,15 @@ func (n *taskNamespaces) inode(kind string) uint64 {
 
 // pidfdNamespace and the number of a kind make the ioctl by which a pidfd opens a namespace (PIDFD_GET_*_NAMESPACE, Linux
 // 6.11).
-const (
-	pidfdNamespace       = 0xff00
-	pidfdTimeForChildren = pidfdNamespace + 8
-)
+const pidfdNamespace = 0xff00
 
 // readNamespaces finds out which namespaces a task is in.
 func readNamespaces(t *Task) error {
 	for i, ns := range nsKinds {
-		t.namespaces.own[i] = t.namespaceInode(ns.ioctl, ns.name)
-		if ns.name == "time" && t.namespaces.own[i] != 0 {
-			kids := t.namespaceInode(pidfdTimeForChildren, "time_for_children")
-			t.namespaces.nestedTime = kids != 0 && kids != t.namespaces.own[i]
+		own := t.namespaceInode(ns.ioctl, ns.name)
+		t.namespaces.own[i] = own
+		if ns.heirs != 0 && own != 0 { // the link of one that nobody is in yet leads nowhere
+			t.namespaces.nested[i] = t.namespaceInode(ns.heirs, ns.name+"_for_children") != own
 		}
 	}
 	return nil

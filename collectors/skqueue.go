@@ -267,7 +267,7 @@ func (f *Files) storeQueue(pk *peeker, carrier *Probe, id uint32) {
 			e.Scm = []*sk_packet.ScmEntry{{Type: proto.Uint32(unix.SCM_RIGHTS), Rights: rights}}
 		}
 		if c := m.origin.Creds; c != nil && c.PID != 0 {
-			c.PID = uint32(f.env.VPid(int(c.PID)))
+			c.PID = uint32(f.env.PIDNS.Inner(int(c.PID)))
 		}
 		image.SetPacketOrigin(e, m.origin)
 		if f.skQueues == nil {

@@ -36,7 +36,9 @@ type Task struct {
 	Pid int
 	// VPid, PGid and Sid are the ids in the tree's own pid namespace: the numbers that images carry.
 	VPid, PGid, Sid int
-	State           State
+	// PidLevel is how many pid namespaces lie between the tool's and the task's own, with that one.
+	PidLevel int
+	State    State
 	// ExitCode is the wait status of a zombie.
 	ExitCode int
 	// StopSignal is the signal that stopped a Stopped task.

@@ -130,7 +130,7 @@ func (f *Files) terminal(p *Probe, fd int) (*terminal, error) {
 	}
 	if t.session == 0 && session != 0 {
 		t.session = session
-		*t.info.Sid, *t.info.Pgrp = uint32(f.env.VPid(session)), uint32(f.env.VPid(group))
+		*t.info.Sid, *t.info.Pgrp = uint32(f.env.PIDNS.Inner(session)), uint32(f.env.PIDNS.Inner(group))
 	}
 	return t, nil
 }

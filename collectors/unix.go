@@ -110,7 +110,7 @@ func (s *unixSocket) peerCreds(env *Env) error {
 		return fmt.Errorf("credentials of the peer of %s: %w", s, err)
 	}
 	if u := s.probe.answer.(*unix.Ucred); u.Pid != 0 {
-		image.SetPeerCreds(s.entry, &image.PacketCreds{PID: uint32(env.VPid(int(u.Pid))), UID: u.Uid, GID: u.Gid})
+		image.SetPeerCreds(s.entry, &image.PacketCreds{PID: uint32(env.PIDNS.Inner(int(u.Pid))), UID: u.Uid, GID: u.Gid})
 	}
 	return nil
 }

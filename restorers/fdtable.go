@@ -336,7 +336,7 @@ func (s *Slots) Reopen(pid, fd, flags int) remote.Op {
 // FromTool gives the task a descriptor of the tool as it is: both share the open file description then.
 func (s *Slots) FromTool(fd int, id uint32) {
 	if s.tool == nil {
-		n := s.Keep(s.b.Call(unix.SYS_PIDFD_OPEN, remote.Imm(s.plan.tool), remote.Imm(0)))
+		n := s.Keep(s.b.Call(unix.SYS_PIDFD_OPEN, remote.Imm(s.plan.lender), remote.Imm(0)))
 		s.tool = &n
 	}
 	s.Made(s.b.Call(unix.SYS_PIDFD_GETFD, remote.Imm(*s.tool), remote.Imm(fd), remote.Imm(0)), id, unix.O_CLOEXEC)

@@ -89,7 +89,9 @@ type FilePlan struct {
 	connections []*inetSocket // of TCP, in repair mode until the tree is let go
 	Track       Track         // notes the names of sockets, which are there to stay if the restore succeeds; nil: nobody cares
 	userfaults  []*userfault  // which watch nothing before the end
-	tool        int           // pid of the tool as the tasks see it
+	tool        int           // pid of the tool, as /proc calls it
+	lender      int           // of a process with the tool's descriptors, in the tree's namespace
+	tree        *Tree
 }
 
 // FilePlanner is what restorers plan with.
@@ -120,6 +122,18 @@ func Shared[T any](p *FilePlanner, key any, make func() (T, error)) (T, error) {
 // Late says whether there is anything to do at Late and after.
 func (p *FilePlan) Late() bool { return p.late }
 
+// hostID is what the tool calls a process that the tasks call id. In the place of one that is not there it is the tool
+// itself: where the namespace is the tree's own it has no id in there, and is seen as 0.
+func (p *FilePlan) hostID(id int) int {
+	if host := p.tree.Host(id); host != 0 {
+		return host
+	}
+	if p.lender == p.tool && unix.Kill(id, 0) != unix.ESRCH && id > 0 {
+		return id
+	}
+	return p.tool
+}
+
 // Tables lists the descriptor tables of the tree, in tree order.
 func (p *FilePlanner) Tables() []*Table { return p.plan.Tables }
 
@@ -128,7 +142,7 @@ func (p *FilePlanner) File(id uint32) *File { return p.plan.Files[id] }
 
 // PlanFiles plans all descriptors of the tree.
 func PlanFiles(s *Set, t *Tree, kinds map[fdinfo.FdTypes]Restorer, paths *Paths, opt *FileOptions) (*FilePlan, error) {
-	plan := &FilePlan{ByNode: map[*Node]*Table{}, Files: make(map[uint32]*File, len(s.Files)), limits: opt.Limits, tool: opt.ToolPID}
+	plan := &FilePlan{ByNode: map[*Node]*Table{}, Files: make(map[uint32]*File, len(s.Files)), limits: opt.Limits, tool: opt.ToolPID, lender: opt.Lender, tree: t}
 	p := &FilePlanner{Set: s, Opt: opt, Paths: paths, Tree: t, plan: plan, kinds: kinds, shared: map[any]any{}}
 	tables := map[uint32]*Table{}
 	for _, task := range s.Tasks {

@@ -99,7 +99,7 @@ func planFDs(t testing.TB, s *Set, opt *FileOptions) (*FilePlan, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	opt.ToolPID = 2
+	opt.ToolPID, opt.Lender = 2, 2
 	return PlanFiles(s, tree, testKinds, NewPaths(s, opt), opt)
 }
 

@@ -31,7 +31,8 @@ var nsKinds = map[uint32]struct {
 
 type nsFile struct {
 	id, flags uint32
-	path      string
+	kind      string
+	of        *Node // a task that is in it
 }
 
 // Plan finds a task in the namespace.
@@ -43,7 +44,7 @@ func (NsFile) Plan(e *fdinfo.FileEntry, p *FilePlanner) (Object, error) {
 	}
 	for _, t := range p.Set.Tasks {
 		if !t.Dead() && kind.id(t.IDs) == f.GetNsId() {
-			return &nsFile{e.GetId(), f.GetFlags(), fmt.Sprintf("/proc/%d/ns/%s", t.PID, kind.name)}, nil
+			return &nsFile{e.GetId(), f.GetFlags(), kind.name, p.Tree.ByPID[t.PID]}, nil
 		}
 	}
 	return nil, fmt.Errorf("the %s namespace %d, which no task of the set is in", kind.name, f.GetNsId())
@@ -55,7 +56,7 @@ func (f *nsFile) Needs() []uint32 { return nil }
 func (f *nsFile) Emit(lv Level, b *remote.Builder, s *Slots) error {
 	if lv == Open {
 		cloexec := s.Cloexec(f.id)
-		s.Made(b.Call(unix.SYS_OPENAT, remote.Imm(unix.AT_FDCWD), s.path(f.path), remote.Imm(openFlags(f.flags)&^unix.O_NOFOLLOW|cloexec), remote.Imm(0)), f.id, cloexec)
+		s.Made(b.Call(unix.SYS_OPENAT, remote.Imm(unix.AT_FDCWD), s.path(fmt.Sprintf("/proc/%d/ns/%s", f.of.Host, f.kind)), remote.Imm(openFlags(f.flags)&^unix.O_NOFOLLOW|cloexec), remote.Imm(0)), f.id, cloexec)
 	}
 	return nil
 }

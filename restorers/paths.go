@@ -27,7 +27,8 @@ type FileOptions struct {
 	SizeOnly     bool                // recognise files by size alone, not by build id
 	SkipModeBits bool                // accept files whose permission bits changed
 	Inherit      []options.InheritFD // descriptors of the tool that stand for objects of the set
-	ToolPID      int                 // the tool's pid as the tasks see it
+	ToolPID      int                 // the tool's pid, as /proc calls it
+	Lender       int                 // a process with the tool's descriptors, by its pid in the tree's namespace
 	ExtUnixSk    bool                // unix sockets are connected by name to those that stayed outside
 	ShellJob     bool                // terminals whose other end stayed outside become the tool's own
 	Terminal     int                 // the tool's terminal; -1: it has none

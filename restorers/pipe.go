@@ -97,7 +97,7 @@ func (e *pipeEnd) Emit(lv Level, b *remote.Builder, s *Slots) error {
 	case lv == Pair && e.outside < 0 && e.ends[0] != e && e.ends[1] != e:
 		cloexec := s.Cloexec(e.id)
 		flags := int(e.flags & (unix.O_ACCMODE | unix.O_NONBLOCK))
-		s.Made(s.Reopen(e.table.Node.ID, e.numbers[flags&unix.O_WRONLY], flags|cloexec), e.id, cloexec)
+		s.Made(s.Reopen(e.table.Node.Host, e.numbers[flags&unix.O_WRONLY], flags|cloexec), e.id, cloexec)
 		e.setModes(b, s.Number(e.id), flags&unix.O_NONBLOCK)
 	}
 	return nil

@@ -37,6 +37,17 @@ type Set struct {
 	Userfaults map[uint32]*userfaultfd.UserfaultfdEntry // by the id of the file
 }
 
+// MaxID is the highest id of a task or thread.
+func (s *Set) MaxID() int {
+	most := 0
+	for _, t := range s.Tasks {
+		for _, th := range t.Threads {
+			most = max(most, th.TID)
+		}
+	}
+	return most
+}
+
 // Task is one process of the set.
 type Task struct {
 	PID, PPID, PGID, SID int

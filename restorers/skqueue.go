@@ -178,7 +178,7 @@ func (w *queueWriter) send(e *sk_packet.SkPacketEntry, data []byte) error {
 		control = unix.UnixRights(fds...)
 	}
 	if c := origin.Creds; c != nil {
-		control = append(control, unix.UnixCredentials(&unix.Ucred{Pid: int32(c.PID), Uid: c.UID, Gid: c.GID})...)
+		control = append(control, unix.UnixCredentials(&unix.Ucred{Pid: int32(w.plan.hostID(int(c.PID))), Uid: c.UID, Gid: c.GID})...)
 	}
 	return w.out.send(data, control, target.stream())
 }

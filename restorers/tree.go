@@ -10,7 +10,8 @@ import (
 // session or of a process group, the owner of a pid whose /proc files are open) and exits when the tree is whole.
 type Node struct {
 	*Task     // nil for a helper
-	ID    int // its pid
+	ID    int // its pid in the tree's pid namespace, as images have it
+	Host  int // its pid as the tool and /proc call it, 0 until it has been made
 
 	Parent *Node // whose child it is when all is done; nil for the root
 	Forker *Node // who clones it; differs from Parent where the session it is born in demands it
@@ -67,12 +68,14 @@ type Tree struct {
 	// Departed are the helpers that stand for processes which had been reaped, but of which pidfds are open, by the inode
 	// numbers of those.
 	Departed map[uint32]int
+
+	tids map[int]bool // threads that are no leaders
 }
 
 // PlanTree decides who forks whom. With shellJob the session and the group of the root, which are a shell's, become the
 // tool's own. spare finds a pid for a helper that needs a certain one no more than not to be in the way.
 func PlanTree(s *Set, shellJob bool, spare func(taken func(int) bool) (int, error)) (*Tree, error) {
-	p := &treePlan{set: s, t: &Tree{ByPID: map[int]*Node{}}, tids: map[int]bool{}, spare: spare}
+	p := &treePlan{set: s, t: &Tree{ByPID: map[int]*Node{}, tids: map[int]bool{}}, spare: spare}
 	root := s.Tasks[0]
 	outside := func(id int) bool { return id == 0 }
 	if shellJob {
@@ -91,7 +94,7 @@ func PlanTree(s *Set, shellJob bool, spare func(taken func(int) bool) (int, erro
 		}
 		p.add(n)
 		for _, th := range t.Threads[1:] {
-			p.tids[th.TID] = true
+			p.t.tids[th.TID] = true
 		}
 	}
 	p.t.Root = p.t.Nodes[0]
@@ -113,7 +116,7 @@ func PlanTree(s *Set, shellJob bool, spare func(taken func(int) bool) (int, erro
 func (p *treePlan) departed() error {
 	p.t.Departed = map[uint32]int{}
 	for _, ino := range slices.Sorted(maps.Keys(departed(p.set))) {
-		pid, err := p.spare(p.taken)
+		pid, err := p.spare(p.t.Taken)
 		if err == nil {
 			_, err = p.helper(pid, p.t.Root, p.t.Root.Session, 0, "a pidfd")
 		}
@@ -125,14 +128,20 @@ func (p *treePlan) departed() error {
 	return nil
 }
 
-// taken says whether a task or thread of the set, or a helper, has an id.
-func (p *treePlan) taken(pid int) bool { return p.t.ByPID[pid] != nil || p.tids[pid] }
+// Host is what the tool calls a process of the tree that has been made, 0 for others.
+func (t *Tree) Host(id int) int {
+	if n := t.ByPID[id]; n != nil {
+		return n.Host
+	}
+	return 0
+}
+
+// Taken says whether a task or thread of the set, or a helper, has an id.
+func (t *Tree) Taken(id int) bool { return t.ByPID[id] != nil || t.tids[id] }
 
 type treePlan struct {
-	set  *Set
-	t    *Tree
-	tids map[int]bool // threads that are no leaders
-
+	set   *Set
+	t     *Tree
 	spare func(taken func(int) bool) (int, error)
 }
 
@@ -143,7 +152,7 @@ func (p *treePlan) add(n *Node) *Node {
 }
 
 func (p *treePlan) helper(pid int, parent *Node, session, group int, why string) (*Node, error) {
-	if p.tids[pid] || pid < 1 || pid > maxPID {
+	if p.t.tids[pid] || pid < 1 || pid > maxPID {
 		return nil, fmt.Errorf("%s needs a process with id %d to stand in for one that is gone, which cannot be: it is no pid, or a thread's in the set", why, pid)
 	}
 	return p.add(&Node{ID: pid, Parent: parent, Session: session, Group: group}), nil
@@ -265,7 +274,7 @@ func (n *Node) below(other *Node) bool {
 // orphan makes n the child of a helper in the session of leader: when the helper ends, n falls to its parent, as it did
 // when whoever forked it died.
 func (p *treePlan) orphan(n, leader *Node) error {
-	pid, err := p.spare(p.taken)
+	pid, err := p.spare(p.t.Taken)
 	if err != nil {
 		return err
 	}

@@ -53,7 +53,7 @@ func (p *FilePlan) onTerminal(n *Node, b *remote.Builder, do func(fd remote.Op, 
 	if !ok {
 		return
 	}
-	tool := b.Call(unix.SYS_PIDFD_OPEN, remote.Imm(p.tool), remote.Imm(0)).Must()
+	tool := b.Call(unix.SYS_PIDFD_OPEN, remote.Imm(p.lender), remote.Imm(0)).Must()
 	fd := b.Call(unix.SYS_PIDFD_GETFD, tool, remote.Imm(c.fd), remote.Imm(0)).Must()
 	do(fd, c)
 	b.Call(unix.SYS_CLOSE, fd).Must().Discard()

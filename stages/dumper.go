@@ -92,7 +92,7 @@ func newDumper(o *options.Options, open opener) (*dumper, error) {
 	d.freezer = newFreezer(time.Duration(o.Timeout) * time.Second)
 	d.env = &collectors.Env{
 		Options: o, DryRun: o.DryRun, Images: d.sink, Obstacles: &collectors.Obstacles{}, IDs: objid.NewAllocator(),
-		Undo: d.pushUndo, VPid: d.vpid,
+		Undo: d.pushUndo, PIDNS: &collectors.PIDNS{},
 		InTree: func(pid int) bool { return d.freezer.tasks[pid] != nil },
 	}
 	if o.DryRun {
@@ -156,14 +156,6 @@ func (d *dumper) warm() {
 		vma.Warm()
 		remote.FindEscape(d.o.Tree)
 	}()
-}
-
-// vpid translates a pid to the tree's namespace.
-func (d *dumper) vpid(pid int) int {
-	if t := d.freezer.tasks[pid]; t != nil {
-		return t.VPid
-	}
-	return pid
 }
 
 // afterwards writes the statistics, when the dump has succeeded.

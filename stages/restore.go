@@ -13,6 +13,7 @@ import (
 	"cryo/internal/lazy"
 	"cryo/internal/options"
 	"cryo/internal/ptrace"
+	"cryo/internal/remote"
 	"cryo/internal/stats"
 	"cryo/pipeline"
 	"cryo/restorers"
@@ -87,7 +88,8 @@ type restorer struct {
 	stats    stats.Restore
 	root     int // pid of the restored root as the tool sees it
 	made     made
-	running  bool // the tree lives by itself
+	envoy    *remote.Envoy // nil: the tasks have a name for the tool itself
+	running  bool          // the tree lives by itself
 	// deathSignal says that the root wants a signal when its parent dies.
 	deathSignal bool
 	// confirm says when the tree, which is whole, may run, or that it must not; nil: it may.

@@ -57,14 +57,17 @@ func holder(id int) (who string, dead bool) {
 	return fmt.Sprintf("%q", st.Comm), strings.ContainsRune("ZX", rune(st.State))
 }
 
-// sparePID finds a pid nobody has: high ones are given out last.
-func sparePID(taken func(int) bool) (int, error) {
+// sparePID finds a pid nobody has in the tree's namespace: high ones are given out last.
+func (p *restorePlan) sparePID(taken func(int) bool) (int, error) {
 	most, err := readNumber("/proc/sys/kernel/pid_max")
 	if err != nil {
 		return 0, err
 	}
 	for pid := most - 1; pid > 300; pid-- {
-		if _, err := os.Lstat(fmt.Sprintf("/proc/%d", pid)); err != nil && !taken(pid) {
+		if taken(pid) {
+			continue
+		}
+		if _, err := os.Lstat(fmt.Sprintf("/proc/%d", pid)); err != nil || p.pids.New {
 			return pid, nil
 		}
 	}

@@ -31,6 +31,9 @@ func (r *restorer) jump(s *pipeline.Stage, f *family) (*family, error) {
 			return nil, err
 		}
 	}
+	if err := r.recall(); err != nil {
+		return nil, err
+	}
 	return f, r.tracer.Do(func() error {
 		sessions := make([]*remote.Session, len(live))
 		for i, m := range live {

@@ -24,6 +24,8 @@ type restorePlan struct {
 	sysv    *restorers.SysVs
 	cgroups *restorers.Cgroups
 	net     *restorers.NetNS // nil: there is none to make
+	pids    *restorers.PIDNS
+	envoy   int // the id in a new pid namespace of who has the tool's descriptors there
 	files   *restorers.FilePlan
 	paths   *restorers.Paths
 	locks   map[int][]restorers.FileLock // by the pid of who has them
@@ -53,7 +55,10 @@ func (r *restorer) plan(_ *pipeline.Stage, in *groupedSet) (*restorePlan, error)
 	if p.base, err = restorers.ReadBase(); err != nil {
 		return nil, err
 	}
-	if p.tree, err = restorers.PlanTree(set, r.o.ShellJob, sparePID); err != nil {
+	if p.pids, err = restorers.PlanPIDNS(set); err != nil {
+		return nil, err
+	}
+	if p.tree, err = restorers.PlanTree(set, r.o.ShellJob, p.sparePID); err != nil {
 		return nil, err
 	}
 	if err := p.checkIDs(); err != nil {
@@ -74,6 +79,12 @@ func (r *restorer) plan(_ *pipeline.Stage, in *groupedSet) (*restorePlan, error)
 	opt, err := r.fileOptions()
 	if err != nil {
 		return nil, err
+	}
+	if opt.Lender = opt.ToolPID; p.pids.New {
+		if p.envoy, err = p.sparePID(p.tree.Taken); err != nil {
+			return nil, err
+		}
+		opt.Lender = p.envoy
 	}
 	p.paths = restorers.NewPaths(set, opt)
 	if p.memfds, err = restorers.NewMemfds(set); err != nil {
@@ -151,17 +162,20 @@ func (p *restorePlan) stateOf(t *restorers.Task, th *restorers.Thread, b *remote
 	return &restorers.StateEmit{Builder: b, Task: t.Core, Thread: th.Core, MM: t.MM, PID: t.PID, TID: th.TID, Base: p.base, Filters: p.set.Seccomp, Locks: p.locks[t.PID]}
 }
 
-// checkNamespaces refuses tasks of other namespaces than the dump's tool had; their network namespace may be that of the
-// root, which has been planned.
+// checkNamespaces refuses tasks of other namespaces than the dump's tool had; their network and pid namespaces may be those
+// of the root, which have been planned.
 func checkNamespaces(t *restorers.Task, root, own *criu_core.TaskKobjIdsEntry) error {
 	if root.GetNetNsId() != 0 && t.IDs.GetNetNsId() != root.GetNetNsId() {
 		return fmt.Errorf("%s is in another network namespace than the root: that is not built yet", t)
+	}
+	if t.IDs.GetPidNsId() != root.GetPidNsId() {
+		return fmt.Errorf("%s is in another pid namespace than the root: that is not built yet", t)
 	}
 	for _, ns := range []struct {
 		name string
 		id   func(*criu_core.TaskKobjIdsEntry) uint32
 	}{
-		{"pid", (*criu_core.TaskKobjIdsEntry).GetPidNsId}, {"ipc", (*criu_core.TaskKobjIdsEntry).GetIpcNsId}, {"uts", (*criu_core.TaskKobjIdsEntry).GetUtsNsId},
+		{"ipc", (*criu_core.TaskKobjIdsEntry).GetIpcNsId}, {"uts", (*criu_core.TaskKobjIdsEntry).GetUtsNsId},
 		{"mnt", (*criu_core.TaskKobjIdsEntry).GetMntNsId}, {"user", (*criu_core.TaskKobjIdsEntry).GetUserNsId},
 		{"time", (*criu_core.TaskKobjIdsEntry).GetTimeNsId},
 	} {
@@ -174,6 +188,9 @@ func checkNamespaces(t *restorers.Task, root, own *criu_core.TaskKobjIdsEntry) e
 
 // checkIDs refuses ids that other tasks of the system have.
 func (p *restorePlan) checkIDs() error {
+	if p.pids.New {
+		return nil
+	}
 	for _, n := range p.tree.Nodes {
 		if err := taken(n.ID, "task"); err != nil {
 			return err

@@ -187,7 +187,7 @@ func (f *family) emitShared(m *member, b *remote.Builder) error {
 		if !a.SharedAnon() || o.Owner == m.Node {
 			continue
 		}
-		link, err := o.Link(o.Owner.ID)
+		link, err := o.Link(o.Owner.Host)
 		if err != nil {
 			return err
 		}

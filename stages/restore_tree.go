@@ -108,9 +108,9 @@ func (r *restorer) spawn(s *pipeline.Stage, p *restorePlan) (*member, error) {
 	if _, err := s.Undo().Push("kill the tasks made so far", 0, func(context.Context) error { return r.kill() }); err != nil {
 		return nil, err
 	}
-	o := remote.SpawnOptions{TID: []int{m.ID}, Hole: p.hole, Slots: p.slots, SlotSize: restoreSlotSize}
+	o := remote.SpawnOptions{TID: []int{m.ID}, Flags: p.pids.CloneFlags(), Hole: p.hole, Slots: p.slots, SlotSize: restoreSlotSize}
 	if r.o.Sibling {
-		o.Flags = unix.CLONE_PARENT
+		o.Flags |= unix.CLONE_PARENT
 	}
 	if dir := r.bornIn(p); dir != nil {
 		defer dir.Close()
@@ -137,10 +137,11 @@ func (r *restorer) spawn(s *pipeline.Stage, p *restorePlan) (*member, error) {
 		p.cgroups.Born()
 	}
 	r.root = m.PID()
+	m.Host = r.root
 	r.deathSignal = slices.ContainsFunc(m.Threads, func(th *restorers.Thread) bool { return th.Core.GetThreadCore().GetPdeathSig() != 0 })
 	r.made.add(r.root)
 	r.scripts.SetInit(r.root)
-	return m, nil
+	return m, r.enterPIDNS(s, p, m)
 }
 
 // kill ends all tasks made so far and waits until they are gone, so that their pids are free again.
@@ -178,6 +179,7 @@ func (r *restorer) fork(f *family, m *member) ([]*member, error) {
 		sessions, err := m.session.CloneAll(list)
 		for i, s := range sessions {
 			c := &member{Node: nodes[i], session: s}
+			c.Host = c.PID()
 			children = append(children, c)
 			r.made.add(c.PID())
 		}

@@ -120,7 +120,7 @@ func (d *dumper) thaw(context.Context) error { return d.tracer.Do(d.freezer.thaw
 
 // snapshot reads once what every task is looked up in: nothing yet but the ids of the tree, which zombies have too.
 func (d *dumper) snapshot(s *pipeline.Stage, tree *Tree) (*Tree, error) {
-	if err := spread.Range(len(tree.Tasks), identifyChunk, func(i int) error { return identifyTask(tree.Tasks[i]) }); err != nil {
+	if err := spread.Range(len(tree.Tasks), identifyChunk, func(i int) error { return d.identifyTask(tree.Tasks[i]) }); err != nil {
 		return nil, err
 	}
 	if slices.ContainsFunc(tree.Tasks, reaped) {
@@ -130,14 +130,10 @@ func (d *dumper) snapshot(s *pipeline.Stage, tree *Tree) (*Tree, error) {
 		tree = newTree(tree.Root)
 	}
 	collectors.MarkForked(tree.Tasks)
-	for _, t := range tree.Tasks {
-		if t.Sid == 0 {
-			d.env.Obstacles.Add(collectors.Obstacle{Pid: t.Pid, What: "its session leader is outside of its pid namespace"})
-		}
-	}
+	d.env.PIDNS.Settle(d.env, tree.Tasks)
 	if root := tree.Root; root.Sid != root.VPid && !d.o.ShellJob {
 		d.env.Obstacles.Add(collectors.Obstacle{Pid: root.Pid,
-			What: fmt.Sprintf("is no session leader: its session is that of task %d, outside of the tree", root.Sid), Remedy: "--shell-job"})
+			What: fmt.Sprintf("is no session leader: its session is that of task %d, outside of the tree", root.Stat.Session), Remedy: "--shell-job"})
 	}
 	return tree, nil
 }
@@ -164,7 +160,7 @@ func statusAndStat(t *collectors.Task) (*procfs.Status, *procfs.Stat, error) {
 }
 
 // identifyTask fills the ids of a task in the tree's own pid namespace.
-func identifyTask(t *collectors.Task) error {
+func (d *dumper) identifyTask(t *collectors.Task) error {
 	status, stat, err := statusAndStat(t)
 	if !t.Live() {
 		// While the kernel takes a zombie away it has no session any more.
@@ -184,16 +180,7 @@ func identifyTask(t *collectors.Task) error {
 	if t.Live() {
 		t.Status = status
 	}
-	t.VPid, t.PGid, t.Sid = t.Pid, stat.PGrp, stat.Session
-	if n := len(status.NSpid); n > 0 {
-		t.VPid = status.NSpid[n-1]
-	}
-	if n := len(status.NSpgid); n > 0 {
-		t.PGid = status.NSpgid[n-1]
-	}
-	if n := len(status.NSsid); n > 0 {
-		t.Sid = status.NSsid[n-1]
-	}
+	d.env.PIDNS.Learn(t, status, stat)
 	if t.State == collectors.Dead {
 		t.ExitCode = stat.ExitCode
 	}

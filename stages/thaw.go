@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"cryo/collectors"
 	"cryo/internal/ptrace"
 
 	"golang.org/x/sys/unix"
@@ -54,16 +55,23 @@ func (f *freezer) kill() error {
 
 // reap waits until the threads of all tasks, which have been killed, have gone.
 func (f *freezer) reap() {
-	// A leader's end is reported only when all other threads have been waited for.
 	for _, t := range f.tasks {
-		for _, tid := range t.Workers {
-			reap(tid)
-		}
-		for _, th := range slices.Backward(t.Threads) {
-			reap(th.Tid)
+		if t != f.root {
+			reapTask(t)
 		}
 	}
+	reapTask(f.root) // the init of a pid namespace ends after all others in there
 	clear(f.stopped)
+}
+
+// reapTask waits for the end of a task. That of a leader is reported only when all other threads have been waited for.
+func reapTask(t *collectors.Task) {
+	for _, tid := range t.Workers {
+		reap(tid)
+	}
+	for _, th := range slices.Backward(t.Threads) {
+		reap(th.Tid)
+	}
 }
 
 // reap waits for the end of a traced thread that has been killed.
