@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"cryo/internal/procfs"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -78,6 +80,8 @@ type Target struct {
 	Pid int
 	// Options are those of every dump and restore.
 	Options []string
+	// Init says that it is the init of a pid namespace of its own, and so comes back with another pid.
+	Init bool
 
 	tree []int // every pid that was in its tree when last looked
 }
@@ -85,6 +89,14 @@ type Target struct {
 // Start runs a program in a directory and a session of its own, with nothing
 // but /dev/null and two files of that directory for descriptors.
 func Start(t testing.TB, dir string, argv ...string) *Target {
+	t.Helper()
+	return start(t, dir, allInits, argv...)
+}
+
+// allInits makes every program the init of a pid namespace, so that all tests see how trees in namespaces do.
+var allInits = os.Getenv("E2E_PIDNS") != ""
+
+func start(t testing.TB, dir string, init bool, argv ...string) *Target {
 	t.Helper()
 	becomeSubreaper(t)
 	files := make([]*os.File, 3)
@@ -100,13 +112,15 @@ func Start(t testing.TB, dir string, argv ...string) *Target {
 		defer f.Close()
 		files[i] = f
 	}
-	p, err := os.StartProcess(argv[0], argv, &os.ProcAttr{
-		Dir: dir, Env: os.Environ(), Files: files, Sys: &syscall.SysProcAttr{Setsid: true},
-	})
+	sys := &syscall.SysProcAttr{Setsid: true}
+	if init {
+		sys.Cloneflags = unix.CLONE_NEWPID
+	}
+	p, err := os.StartProcess(argv[0], argv, &os.ProcAttr{Dir: dir, Env: os.Environ(), Files: files, Sys: sys})
 	if err != nil {
 		t.Fatalf("start %s: %v", argv[0], err)
 	}
-	target := &Target{t: t, Dir: dir, Pid: p.Pid}
+	target := &Target{t: t, Dir: dir, Pid: p.Pid, Init: init}
 	p.Release()
 	t.Cleanup(target.Kill)
 	return target
@@ -115,7 +129,12 @@ func Start(t testing.TB, dir string, argv ...string) *Target {
 // StartWorkload starts a workload and waits until its state stands.
 func (tools *Tools) StartWorkload(t testing.TB, name string, args ...string) *Target {
 	t.Helper()
-	target := Start(t, t.TempDir(), append([]string{tools.Workload(t, name)}, args...)...)
+	return tools.startWorkload(t, allInits, name, args...)
+}
+
+func (tools *Tools) startWorkload(t testing.TB, init bool, name string, args ...string) *Target {
+	t.Helper()
+	target := start(t, t.TempDir(), init, append([]string{tools.Workload(t, name)}, args...)...)
 	target.AwaitFile("ready")
 	return target
 }
@@ -172,7 +191,34 @@ func (target *Target) read(name string) string {
 }
 
 // Alive says whether the root task exists and is no zombie.
-func (target *Target) Alive() bool { return alive(target.Pid) }
+func (target *Target) Alive() bool {
+	if target.Init && !alive(target.Pid) {
+		target.find()
+	}
+	return alive(target.Pid)
+}
+
+// find finds the root again, which has been restored with another pid: it is an init, and works in the target's directory.
+func (target *Target) find() {
+	all, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range all {
+		pid, _ := strconv.Atoi(filepath.Base(dir))
+		if cwd, _ := os.Readlink(dir + "/cwd"); cwd == target.Dir && isInit(pid) && alive(pid) && ours(pid) {
+			target.Pid = pid
+		}
+	}
+}
+
+// isInit says whether a task is the init of a pid namespace below the test's.
+func isInit(pid int) bool {
+	dir, err := procfs.OpenTask(pid)
+	if err != nil {
+		return false
+	}
+	defer dir.Close()
+	s, err := dir.Status()
+	return err == nil && len(s.NSpid) == 2 && s.NSpid[1] == 1
+}
 
 func alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
