@@ -26,12 +26,18 @@ all: build
 
 # The Go build cache knows what is up to date.
 build:
-	$(BUILD) -o bin/ ./cmd/...
+	$(BUILD) -o build/linked/ ./cmd/...
+	@mkdir -p bin
+	@for c in build/linked/*; do cmp -s $$c bin/$${c##*/} || $(call put,$$c,bin/$${c##*/}) || exit 1; done
+
+# put SOURCE,TARGET: a copy that is written in one piece. Go's linker writes page by page, and until the page cache has
+# forgotten them the kernel maps such pages one by one too: a program so written takes a millisecond longer to start.
+put = { dd if=$(1) of=$(2).new bs=64M status=none && chmod 755 $(2).new && mv -f $(2).new $(2); }
 
 install: build
 	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/bin
-	install -m 755 bin/criu $(DESTDIR)$(PREFIX)/sbin/criu
-	for c in bin/*; do case $$c in bin/criu) ;; *) install -m 755 $$c $(DESTDIR)$(PREFIX)/bin/ ;; esac; done
+	$(call put,bin/criu,$(DESTDIR)$(PREFIX)/sbin/criu)
+	for c in bin/*; do case $$c in bin/criu) ;; *) $(call put,$$c,$(DESTDIR)$(PREFIX)/bin/$${c##*/}) || exit 1 ;; esac; done
 
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/sbin/criu $(patsubst cmd/%,$(DESTDIR)$(PREFIX)/bin/%,$(filter-out cmd/criu,$(wildcard cmd/*)))
