@@ -138,6 +138,9 @@ func ringNumbers(info *procfs.FDInfo) (*ringInfo, error) {
 			var i int
 			var b image.RingBuffer
 			fmt.Sscanf(line, "%d: 0x%x/%d", &i, &b.Addr, &b.Len) // nothing of a free place
+			if b.Addr == ^uint64(0) {                            // which older kernels put here
+				b = image.RingBuffer{}
+			}
 			n.places = append(n.places, b)
 		case section == "PollList":
 			n.polls++

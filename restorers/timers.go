@@ -1,8 +1,10 @@
 package restorers
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"cryo/internal/remote"
 
@@ -87,9 +89,11 @@ func checkPosixTimers(e *StateEmit) error {
 }
 
 // emitPosixTimers creates the timers with the ids they had. Linux 6.15 takes the id from the caller; before that ids
-// count up in every task, so timers are made and deleted until the right one comes.
+// count up in every task, so timers are made and deleted until the right one comes. It also listed the newest first.
 func emitPosixTimers(e *StateEmit) {
-	timers := e.Task.GetTc().GetTimers().GetPosix()
+	timers := slices.SortedFunc(slices.Values(e.Task.GetTc().GetTimers().GetPosix()), func(a, b *timer.PosixTimerEntry) int {
+		return cmp.Compare(a.GetItId(), b.GetItId())
+	})
 	if len(timers) == 0 {
 		return
 	}

@@ -140,17 +140,21 @@ func (tools *Tools) startWorkload(t testing.TB, init bool, name string, args ...
 }
 
 // AwaitFile waits until the target has made a file, and fails when the target
-// has ended or says otherwise first.
+// has ended or says otherwise first. A target that needs what this kernel has not skips the test.
 func (target *Target) AwaitFile(name string) {
 	target.t.Helper()
 	target.await("the file "+name, func() bool {
+		alive := target.Alive() // what it writes it writes before it ends
 		if _, err := os.Stat(filepath.Join(target.Dir, name)); err == nil {
 			return true
 		}
 		if v, err := os.ReadFile(filepath.Join(target.Dir, "verdict")); err == nil {
+			if why, skip := strings.CutPrefix(string(v), "SKIP: "); skip {
+				target.t.Skip("the kernel lacks " + why)
+			}
 			target.t.Fatalf("verdict before %s: %s", name, v)
 		}
-		if !target.Alive() {
+		if !alive {
 			target.t.Fatalf("pid %d ended before it made %s; stderr: %s", target.Pid, name, target.read("stderr"))
 		}
 		return false

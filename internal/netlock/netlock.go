@@ -240,14 +240,14 @@ func Locked(w Where) (bool, error) {
 	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == w.Table }), nil
 }
 
-// Unlock takes a lock away. One that is not there is no error.
+// Unlock takes a lock away. One that is not there is no error, nor is a kernel without nf_tables.
 func Unlock(w Where) error {
 	c, err := w.conn()
-	if err != nil {
-		return err
+	if err == nil {
+		c.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: w.Table})
+		err = c.Flush()
 	}
-	c.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: w.Table})
-	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EPROTONOSUPPORT) {
 		return fmt.Errorf("unlock the network: %w", err)
 	}
 	return nil

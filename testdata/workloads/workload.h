@@ -76,6 +76,15 @@ static void __attribute__((noreturn, unused)) workload_pass(void)
 	_exit(0);
 }
 
+/* For what this kernel has not: called before workload_ready. */
+#define SKIP_UNLESS(cond, what)                                                   \
+	do {                                                                      \
+		if (!(cond)) {                                                    \
+			workload_write("verdict", "SKIP: " what);                 \
+			_exit(0);                                                 \
+		}                                                                 \
+	} while (0)
+
 #define CHECK(cond, fmt, ...)                                                     \
 	do {                                                                      \
 		if (!(cond))                                                      \
