@@ -3,6 +3,8 @@ package collectors
 import (
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 
 	"cryo/internal/procfs"
@@ -87,6 +89,46 @@ func (n *PIDNS) Inner(id int) int {
 	}
 	n.inner[id] = in
 	return in
+}
+
+// Departed is what stands in images for the id of a process or thread that has ended and whose files in /proc are open:
+// one that nobody has.
+func (n *PIDNS) Departed(id int) int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.inner[id] != 0 {
+		return n.inner[id]
+	}
+	taken := map[int]bool{}
+	for _, in := range n.inner {
+		taken[in] = true
+	}
+	in := 1<<15 - 1 // the highest id where nobody has raised the limit: high ones are given out last
+	for taken[in] {
+		in--
+	}
+	n.inner[id] = in
+	return in
+}
+
+// procName is the name of a file of /proc with the ids of the tree's namespace in it. The /proc of tree and tool is the same.
+func (n *PIDNS) procName(name string) (string, error) {
+	parts := strings.Split(name, "/") // "", proc, PID, task, TID ...
+	for _, i := range []int{2, 4} {
+		if i == 4 && (len(parts) < 5 || parts[3] != "task") {
+			break
+		}
+		id, err := strconv.Atoi(parts[i])
+		if err != nil {
+			return "", err
+		}
+		in := n.Inner(id)
+		if in == 0 {
+			return "", fmt.Errorf("of process %d, which is not in the pid namespace of the tree", id)
+		}
+		parts[i] = strconv.Itoa(in)
+	}
+	return strings.Join(parts, "/"), nil
 }
 
 // innermost is the id in a task's own namespace.

@@ -90,6 +90,14 @@ func (f *Files) remapProc(p *Probe, id uint32, link string) (string, error) {
 	if dead && len(parts) > 2 && (parts[1] == "fd" || parts[1] == "fdinfo" || parts[1] == "map_files") {
 		return "", p.Obstacle("file "+link+", of a descriptor or mapping of a process that has ended", "close it before the dump")
 	}
+	if f.env.PIDNS.Own() {
+		if dead {
+			pid = f.env.PIDNS.Departed(pid)
+		}
+		if name, err = f.env.PIDNS.procName(name); err != nil {
+			return "", p.Obstacle("file "+link+", "+err.Error(), "close it before the dump")
+		}
+	}
 	if !dead || f.dead[pid] {
 		return name, nil
 	}

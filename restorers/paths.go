@@ -35,6 +35,7 @@ type FileOptions struct {
 	// PtyMaster takes the new master of a terminal whose old one stayed outside; nil: nobody does.
 	PtyMaster func(context.Context, *os.File) error
 	Limits    Limits
+	Tree      *Tree
 	Memfds    *Memfds
 
 	TCPEstablished, TCPClose bool // restore TCP connections, or restore them closed
@@ -93,6 +94,9 @@ func DeadPIDs(s *Set) []int {
 // gone lists processes that are not in the set and not here, but whose /proc files are in the set.
 func gone(s *Set) (pids []int) {
 	looked := map[int]bool{}
+	if s.OwnPIDNS() {
+		return nil // where nobody else is
+	}
 	for _, f := range s.Files {
 		pid, ok := procPID(f.GetReg().GetName())
 		if !ok || pid <= 0 || pid > maxPID || s.ByPID[pid] != nil || looked[pid] {
@@ -115,6 +119,22 @@ func procPID(name string) (pid int, ok bool) {
 	first, _, _ := strings.Cut(rest, "/")
 	pid, err := strconv.Atoi(first)
 	return pid, err == nil
+}
+
+// hostName is the name of a file as tasks open it: those of the tree that has been made have other ids in /proc than in images
+// if the pid namespace is their own.
+func (p *Paths) hostName(name string) string {
+	pid, ok := procPID(name)
+	if !ok || !p.set.OwnPIDNS() || p.opt.Tree.Host(pid) == 0 {
+		return name
+	}
+	parts := strings.Split(name, "/") // "", proc, PID, task, TID ...
+	host := strconv.Itoa(p.opt.Tree.Host(pid))
+	if len(parts) > 4 && parts[3] == "task" && parts[4] == parts[2] {
+		parts[4] = host
+	}
+	parts[2] = host
+	return strings.Join(parts, "/")
 }
 
 // Get finds the file with this id and checks it, once.
@@ -164,6 +184,9 @@ func (p *Paths) find(id uint32, n *Named) error {
 	}
 	if p.unborn(n.path) {
 		return nil
+	}
+	if pid, ok := procPID(n.path); ok && p.set.OwnPIDNS() {
+		return fmt.Errorf("%s belongs to process %d, which is not in the set", n.path, pid)
 	}
 	f, err := p.locate(n.path, r)
 	if err != nil {
@@ -362,7 +385,7 @@ func (n *Named) emit(p *pool, flags int) remote.Op {
 		link := fmt.Sprintf("/proc/%d/fd/%d", n.paths.opt.ToolPID, n.held)
 		return p.b.Call(unix.SYS_OPENAT, remote.Imm(unix.AT_FDCWD), p.path(link), remote.Imm(flags&^unix.O_NOFOLLOW), remote.Imm(0)).Must()
 	}
-	return p.b.Call(unix.SYS_OPENAT2, remote.Imm(unix.AT_FDCWD), p.path(n.path), p.how(flags), remote.Imm(unix.SizeofOpenHow)).Must()
+	return p.b.Call(unix.SYS_OPENAT2, remote.Imm(unix.AT_FDCWD), p.path(n.paths.hostName(n.path)), p.how(flags), remote.Imm(unix.SizeofOpenHow)).Must()
 }
 
 // EmitOpen opens the file with this id in a program, close-on-exec and with the flags of the set.

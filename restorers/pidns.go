@@ -21,12 +21,16 @@ type PIDNS struct {
 // initPID is the first process of a pid namespace, with which all others end.
 const initPID = 1
 
+// OwnPIDNS says whether the set has a pid namespace of its own: another one than the dump's tool was in.
+func (s *Set) OwnPIDNS() bool {
+	id, own := s.Tasks[0].IDs.GetPidNsId(), s.Inventory.GetRootIds()
+	return id != 0 && own != nil && id != own.GetPidNsId()
+}
+
 // PlanPIDNS finds out which namespace the set wants, and refuses one that cannot be made.
 func PlanPIDNS(s *Set) (*PIDNS, error) {
-	root, own := s.Tasks[0], s.Inventory.GetRootIds()
-	id := root.IDs.GetPidNsId()
-	n := &PIDNS{New: id != 0 && own != nil && id != own.GetPidNsId()}
-	outside, err := image.ReadOptional(s.Source, image.Pidns, uint64(id))
+	root, n := s.Tasks[0], &PIDNS{New: s.OwnPIDNS()}
+	outside, err := image.ReadOptional(s.Source, image.Pidns, uint64(root.IDs.GetPidNsId()))
 	if err != nil {
 		return nil, err
 	}

@@ -86,6 +86,7 @@ func (r *restorer) plan(_ *pipeline.Stage, in *groupedSet) (*restorePlan, error)
 		}
 		opt.Lender = p.envoy
 	}
+	opt.Tree = p.tree
 	p.paths = restorers.NewPaths(set, opt)
 	if p.memfds, err = restorers.NewMemfds(set); err != nil {
 		return nil, err

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 
-	"cryo/collectors"
 	"cryo/internal/ptrace"
 
 	"golang.org/x/sys/unix"
@@ -53,32 +52,25 @@ func (f *freezer) kill() error {
 	return errors.Join(errs...)
 }
 
-// reap waits until the threads of all tasks, which have been killed, have gone.
+// reap waits until the threads of all tasks, which have been killed, have gone: in whatever order they do. The leader of a
+// task ends after its other threads, and the last thread of a namespace's init after all else in there has been waited for.
 func (f *freezer) reap() {
+	var order []int // leaders come after their threads
 	for _, t := range f.tasks {
-		if t != f.root {
-			reapTask(t)
+		order = append(order, t.Workers...)
+		for _, th := range slices.Backward(t.Threads) {
+			order = append(order, th.Tid)
 		}
 	}
-	reapTask(f.root) // the init of a pid namespace ends after all others in there
+	gone := map[int]bool{}
+	for _, tid := range order {
+		for !gone[tid] {
+			status, err := ptrace.WaitAnyOf(tid)
+			if err != nil {
+				break // reaped by its parent
+			}
+			gone[status.TID] = gone[status.TID] || status.Gone()
+		}
+	}
 	clear(f.stopped)
-}
-
-// reapTask waits for the end of a task. That of a leader is reported only when all other threads have been waited for.
-func reapTask(t *collectors.Task) {
-	for _, tid := range t.Workers {
-		reap(tid)
-	}
-	for _, th := range slices.Backward(t.Threads) {
-		reap(th.Tid)
-	}
-}
-
-// reap waits for the end of a traced thread that has been killed.
-func reap(tid int) {
-	for {
-		if status, err := ptrace.Wait(tid); err != nil || status.Gone() {
-			return // reaped here, or by its parent
-		}
-	}
 }

@@ -207,7 +207,7 @@ func (target *Target) find() {
 	all, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range all {
 		pid, _ := strconv.Atoi(filepath.Base(dir))
-		if cwd, _ := os.Readlink(dir + "/cwd"); cwd == target.Dir && isInit(pid) && alive(pid) && ours(pid) {
+		if cwd, _ := os.Readlink(dir + "/cwd"); strings.HasPrefix(cwd+"/", target.Dir+"/") && isInit(pid) && alive(pid) && ours(pid) {
 			target.Pid = pid
 		}
 	}

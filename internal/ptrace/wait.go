@@ -73,11 +73,16 @@ func WaitAny() (Status, error) {
 }
 
 // wait waits for one thread, but not for ever: see patience.
-func wait(tid int) (Status, error) {
+func wait(tid int) (Status, error) { return waitPatiently(tid, tid) }
+
+// WaitAnyOf is WaitAny, but does not go on for ever when tid, one of those who are waited for, does nothing: see patience.
+func WaitAnyOf(tid int) (Status, error) { return waitPatiently(-1, tid) }
+
+func waitPatiently(who, tid int) (Status, error) {
 	w := begin(tid)
 	defer w.end()
 	for {
-		s, err := wait4(tid, 0)
+		s, err := wait4(who, 0)
 		if !errors.Is(err, unix.EINTR) {
 			return s, err
 		}
