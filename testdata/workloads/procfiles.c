@@ -17,10 +17,19 @@ static void keep(const char *fmt, int pid)
 	n++;
 }
 
+/* A link of /proc says which id of the caller is in use there: that of another pid namespace, perhaps. */
+static int called(const char *link)
+{
+	char to[64] = "";
+
+	CHECK(readlink(link, to, sizeof(to) - 1) > 0, "%s", link);
+	return atoi(strrchr(to, '/') ? strrchr(to, '/') + 1 : to);
+}
+
 static void *thread(void *arg)
 {
 	keep("/proc/thread-self/stat", 0);
-	keep("/proc/self/task/%d", syscall(SYS_gettid));
+	keep("/proc/self/task/%d", called("/proc/thread-self"));
 	return arg;
 }
 
@@ -31,12 +40,17 @@ int main(int argc, char **argv)
 
 	workload_init();
 	if (argc == 1) {
+		int id, ids[2];
+		CHECK(!pipe(ids), "pipe");
 		pid_t pid = fork();
-		if (!pid)
-			_exit(pause());
-		keep("/proc/%d/status", pid);
-		keep("/proc/%d/task/%d/comm", pid);
-		keep("/proc/%d/task/%d/comm", pid);
+		if (!pid) {
+			id = called("/proc/self");
+			_exit(write(ids[1], &id, sizeof(id)) != sizeof(id) || pause());
+		}
+		CHECK(read(ids[0], &id, sizeof(id)) == sizeof(id) && !close(ids[0]) && !close(ids[1]), "id");
+		keep("/proc/%d/status", id);
+		keep("/proc/%d/task/%d/comm", id);
+		keep("/proc/%d/task/%d/comm", id);
 		CHECK(!kill(pid, SIGKILL) && waitpid(pid, NULL, 0) == pid, "child");
 	} else if (!strcmp(argv[1], "thread")) {
 		CHECK(!pthread_create(&t, NULL, thread, NULL) && !pthread_join(t, NULL), "thread");
