@@ -221,7 +221,7 @@ goto:
 	JMP  DI
 
 nonzero:
-	KIND(const_KindNonZero, bad)
+	KIND(const_KindNonZero, crc)
 	XORL AX, AX
 
 scan:
@@ -234,6 +234,29 @@ scan:
 
 scanned:
 	MOVQ AX, const_OpResult(R13)
+	JMP  advance
+
+crc:
+	KIND(const_KindCRC, bad)
+	MOVQ (DX), AX
+	MOVQ 8(DX), R8
+	MOVQ 16(DX), R9
+	MOVQ 24(DX), R10
+	LEAQ (SI)(SI*2), R14
+	MOVQ SI, CX
+
+crcword:
+	CRC32Q (DI), AX // SSE 4.2
+	CRC32Q (DI)(SI*1), R8
+	CRC32Q (DI)(SI*2), R9
+	CRC32Q (DI)(R14*1), R10
+	ADDQ $8, DI
+	SUBQ $8, CX
+	JNE  crcword
+	MOVQ AX, (DX)
+	MOVQ R8, 8(DX)
+	MOVQ R9, 16(DX)
+	MOVQ R10, 24(DX)
 	JMP  advance
 
 bad:

@@ -224,7 +224,7 @@ goto:
 	B    (R0)
 
 nonzero:
-	KIND(const_KindNonZero, bad)
+	KIND(const_KindNonZero, crc)
 	MOVD ZR, R9
 
 scan:
@@ -237,6 +237,29 @@ scan:
 
 scanned:
 	MOVD R9, const_OpResult(R20)
+	B    advance
+
+crc:
+	KIND(const_KindCRC, bad)
+	ADD  R1, R0, R3
+	ADD  R1, R3, R4
+	ADD  R1, R4, R5
+	LDP  (R2), (R9, R10)
+	LDP  16(R2), (R11, R12)
+
+crcword:
+	MOVD.P 8(R0), R6
+	CRC32CX R6, R9
+	MOVD.P 8(R3), R6
+	CRC32CX R6, R10
+	MOVD.P 8(R4), R6
+	CRC32CX R6, R11
+	MOVD.P 8(R5), R6
+	CRC32CX R6, R12
+	SUBS $8, R1
+	BNE  crcword
+	STP  (R9, R10), (R2)
+	STP  (R11, R12), 16(R2)
 	B    advance
 
 bad:

@@ -76,6 +76,7 @@ const (
 	KindSigreturn = 11 // rt_sigreturn with the stack pointer at a0
 	KindGoto      = 12 // go on in the copy of the interpreter at a0 with base a1 and operation a1+a2
 	KindNonZero   = 13 // result = offset of the first non-zero word in a1 bytes from a0, a1 when all are zero
+	KindCRC       = 14 // registers of a CRC-32C: four words at a2, of four lanes of a1 bytes, whole words, from a0 on; see HasCRC
 )
 
 // Conditions of KindJump.

@@ -58,6 +58,9 @@ func (m *Memory) DumpPages(ctx context.Context, t *Task, dst PageDest, stats *Me
 	if writer := self.writer(task, t); writer != nil && m.copy == nil {
 		copier.LetSourceWrite(writer)
 	}
+	if lender := self.lender(task, t); lender != nil && m.copy == nil {
+		copier.LetSourceLend(lender)
+	}
 	defer func() {
 		if cerr := copier.Close(); err == nil {
 			err = cerr

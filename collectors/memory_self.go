@@ -33,6 +33,9 @@ type SelfWriting struct {
 	turn   chan struct{}
 	links  map[string]string // the tool's own procLinks
 	groups string            // its control groups, as /proc tells them
+
+	// Lends says whether pages may go into a pipe by reference: no task writes to them again. nil: they may not.
+	Lends func() bool
 }
 
 // procLinks are those below /proc/PID that say whether two processes see the same /proc.
@@ -64,18 +67,20 @@ func (w *selfWriter) Ready() bool { return w.ready() }
 
 // mayWrite says whether nothing of the task stands against its writing a file. What cannot be found out does.
 func (by *SelfWriting) mayWrite(t *Task) bool {
-	if !t.Session.CrashSafe() || t.Status == nil || t.Status.Seccomp != 0 {
+	if !by.mayOpen(t) {
 		return false
 	}
 	limits, err := t.Proc.Limits()
 	if err != nil || limits[unix.RLIMIT_FSIZE].Cur != procfs.Infinity {
 		return false
 	}
-	if !by.seesSameProc(t) {
-		return false
-	}
 	free, err := by.cgroupUnlimited(t)
 	return err == nil && free
+}
+
+// mayOpen says whether a task may open what the tool has open.
+func (by *SelfWriting) mayOpen(t *Task) bool {
+	return t.Session.CrashSafe() && t.Status != nil && t.Status.Seccomp == 0 && by.seesSameProc(t)
 }
 
 // seesSameProc says whether /proc/PID means the same to the task and to the tool.

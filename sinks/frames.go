@@ -52,10 +52,15 @@ func checksum(header, payload []byte) uint32 {
 // appendHeader appends what comes before the payload.
 func (f frame) appendHeader(b []byte) []byte {
 	at := len(b)
-	b = binary.LittleEndian.AppendUint32(b, f.file)
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(f.payload)))
-	b = binary.LittleEndian.AppendUint32(b, f.typ)
+	b = appendNumbers(b, f.file, f.typ, len(f.payload))
 	return binary.LittleEndian.AppendUint32(b, checksum(b[at:], f.payload))
+}
+
+// appendNumbers appends what of a header the checksum is of.
+func appendNumbers(b []byte, file, typ uint32, n int) []byte {
+	b = binary.LittleEndian.AppendUint32(b, file)
+	b = binary.LittleEndian.AppendUint32(b, uint32(n))
+	return binary.LittleEndian.AppendUint32(b, typ)
 }
 
 // readFrame reads one frame. Its payload is in buf if that is large enough.
@@ -107,9 +112,14 @@ type frameReader interface {
 }
 
 // onePipe writes frames to one writer.
-type onePipe struct{ w *bufio.Writer }
+type onePipe struct {
+	w    *bufio.Writer
+	pipe *outPipe // nil: it is none
+}
 
-func newOnePipe(w io.Writer) *onePipe { return &onePipe{bufio.NewWriterSize(w, 64<<10)} }
+func newOnePipe(w io.Writer) *onePipe {
+	return &onePipe{bufio.NewWriterSize(w, 64<<10), pipeOf(w)}
+}
 
 func (p *onePipe) start() error {
 	_, err := p.w.WriteString(streamMagic)

@@ -55,12 +55,15 @@ func (s *Stream) put(f frame) error {
 	return s.putLocked(f)
 }
 
-func (s *Stream) putLocked(f frame) error {
+func (s *Stream) putLocked(f frame) error { return s.sendLocked(func() error { return s.w.put(f) }) }
+
+// sendLocked has a frame sent.
+func (s *Stream) sendLocked(send func() error) error {
 	if s.err != nil {
 		return s.err
 	}
 	s.frames++
-	if s.err = s.w.put(f); s.err != nil {
+	if s.err = send(); s.err != nil {
 		s.err = fmt.Errorf("write stream: %w", s.err)
 	}
 	return s.err
@@ -151,10 +154,15 @@ func (s *Stream) commit(inventory []byte) error {
 	return nil
 }
 
-// end sends the frame of the commit.
+// end sends the frame of the commit, when nobody can change what has been sent before it.
 func (s *Stream) end() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if one, ok := s.w.(*onePipe); ok && one.pipe != nil {
+		if err := errors.Join(one.flush(), one.pipe.drain()); err != nil {
+			return fmt.Errorf("write stream: %w", err)
+		}
+	}
 	payload := binary.LittleEndian.AppendUint64(nil, s.frames)
 	payload = binary.LittleEndian.AppendUint64(payload, s.bytes)
 	if err := s.putLocked(frame{0, frameCommit, payload}); err != nil {

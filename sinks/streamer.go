@@ -234,6 +234,21 @@ func (p *streamPagemap) Write(b []byte) (int, error) {
 	return n, err
 }
 
+// Splices implements pagecopy.Piped.
+func (p *streamPagemap) Splices() bool {
+	s, ok := p.pages.(spliced)
+	return ok && s.splices()
+}
+
+// Seed implements pagecopy.Piped.
+func (p *streamPagemap) Seed(n int) uint32 { return p.pages.(spliced).seed(n) }
+
+// Splice implements pagecopy.Piped.
+func (p *streamPagemap) Splice(pipe, n int, sum uint32) error {
+	p.written += int64(n)
+	return p.pages.(spliced).splice(pipe, n, sum)
+}
+
 func (p *streamPagemap) Close() error {
 	if p.parent != nil {
 		defer p.parent.Close()

@@ -106,6 +106,7 @@ func newDumper(o *options.Options, open opener) (*dumper, error) {
 		d.env.Shared.BuildOn(d.track.parent)
 	}
 	d.memory = &memory{env: d.env, sink: d.sink, track: d.track, ahead: o.Verb == options.PreDump, stats: &collectors.MemoryStats{}, self: collectors.NewSelfWriting(d.tracer.Do)}
+	d.memory.self.Lends = d.lendsPages
 	d.tracees = collectors.NewTracees(d.env)
 	if d.env.Namespaces, d.rootIDs, err = collectors.NewNamespaces(d.env.IDs); err == nil {
 		d.cgroups, err = collectors.NewCgroups(o)

@@ -7,6 +7,7 @@ import (
 
 	"cryo/collectors"
 	"cryo/internal/image"
+	"cryo/internal/options"
 	"cryo/pipeline"
 	"cryo/sinks"
 )
@@ -99,6 +100,12 @@ func (m *memory) dump(ctx context.Context, tp taskPages) error {
 		return tp.task.Memory.DumpAhead(ctx, tp.task, tp.pages, m.stats)
 	}
 	return tp.task.Memory.DumpPages(ctx, tp.task, tp.pages, m.stats, m.self)
+}
+
+// lendsPages says whether nobody writes to the tree's memory again once it has been stored: pages that are on their way in a pipe
+// are still the tree's.
+func (d *dumper) lendsPages() bool {
+	return d.o.Final == options.Kill && !d.o.LazyPages && d.give == nil && !d.scripts.Any()
 }
 
 // shared stores the shared memory of all tasks, which have been registered, and memfd.img.

@@ -86,7 +86,9 @@ type Copier struct {
 	src   Source
 	dst   Dest
 	file  *os.File // dst's, nil: bytes go through Write
-	self  Self     // nil: workers read everything
+	self  willing  // nil: workers read everything
+	write Self     // the same, if it writes
+	lend  *lending // that of it, if it lends
 	stats *Stats
 
 	group   *errgroup.Group
@@ -225,10 +227,13 @@ func (c *Copier) Close() error {
 		err = c.do(c.first)
 	}
 	if werr := c.group.Wait(); werr != nil {
-		return werr
+		err = werr
 	}
 	for range len(c.free) {
 		batches.Put(<-c.free)
+	}
+	if c.lend != nil {
+		c.lend.close()
 	}
 	return err
 }
@@ -252,7 +257,10 @@ func (c *Copier) run() error {
 // do does a batch and gives it back.
 func (c *Copier) do(b *batch) error {
 	move := c.move
-	if b.self {
+	switch {
+	case b.self && c.lend != nil:
+		move = c.moveLent
+	case b.self:
 		move = c.moveSelf
 	}
 	if err := context.Cause(c.ctx); err != nil {

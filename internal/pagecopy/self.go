@@ -1,10 +1,6 @@
 package pagecopy
 
-import (
-	"os"
-
-	"cryo/internal/image"
-)
+import "os"
 
 // Self is a source that can write its pages into a file by itself, which moves them once and takes half the processor
 // time of reading and writing.
@@ -24,10 +20,16 @@ const (
 	selfBatch  = 16 << 20 // bytes at a time: some 8 ms, which is how long the task goes on writing if the tool dies
 )
 
+// willing is a source that may do with its pages by itself what the copier is there for: a Self, or a Lender.
+type willing interface {
+	Ready() bool
+	Dense(addr, n uint64) bool
+}
+
 // LetSourceWrite makes the copier leave to the source what it may. It comes before the first Put.
 func (c *Copier) LetSourceWrite(s Self) {
 	if c.file != nil {
-		c.self = s
+		c.self, c.write = s, s
 	}
 }
 
@@ -50,39 +52,35 @@ func (c *Copier) cut(r Range) (n uint64, self bool) {
 
 // moveSelf announces a batch, lets the source write it, and writes what that did not.
 func (c *Copier) moveSelf(b *batch) error {
-	if err := c.await(b); err != nil {
+	if err := c.announceSelf(b); err != nil {
 		return err
-	}
-	for _, r := range b.ranges {
-		if err := c.dst.Add(r.Addr, r.Len/pageSize, r.Flags|image.PEPresent); err != nil {
-			return err
-		}
 	}
 	off := c.dst.Reserve(int64(b.bytes))
 	close(b.placed)
-	c.stats.Written.Add(uint64(b.bytes / pageSize))
-	done := uint64(c.self.WritePages(c.file, b.ranges, off)) &^ (pageSize - 1)
+	done := uint64(c.write.WritePages(c.file, b.ranges, off)) &^ (pageSize - 1)
 	c.stats.Self.Add(done / pageSize)
-	return c.rest(b, done, off)
+	return c.rest(b, done, func(part []byte, at uint64) error { return writeAll(c.file, [][]byte{part}, off+int64(at)) })
 }
 
-// rest copies the ranges of a batch whose place is at off, without their first bytes.
-func (c *Copier) rest(b *batch, done uint64, off int64) error {
+// rest reads the ranges of a batch without their first bytes, and has each piece written, which is told how far it is from the
+// beginning of the batch.
+func (c *Copier) rest(b *batch, done uint64, write func(part []byte, at uint64) error) error {
+	place := uint64(0)
 	buf := b.buffer()
 	for _, r := range b.ranges {
 		skip := min(done, r.Len)
 		done -= skip
-		off += int64(skip)
+		place += skip
 		for at := skip; at < r.Len; {
 			n := min(r.Len-at, uint64(len(buf)))
 			part := [1]Range{{Addr: r.Addr + at, Len: n}}
 			if err := c.src.ReadPages(part[:], buf[:n]); err != nil {
 				return err
 			}
-			if err := writeAll(c.file, [][]byte{buf[:n]}, off); err != nil {
+			if err := write(buf[:n], place); err != nil {
 				return err
 			}
-			at, off = at+n, off+int64(n)
+			at, place = at+n, place+n
 		}
 	}
 	return nil

@@ -234,6 +234,13 @@ func (b *Builder) FutexWake(addr, v Arg) { b.add(arch.KindFutexWake, addr, v) }
 // leaves at that word, so a page of data costs one load.
 func (b *Builder) SkipZero(addr, n Arg) Op { return b.add(arch.KindNonZero, addr, n) }
 
+// CRCLanes is how many checksums CRC32C makes side by side: the processor takes several words in the time of one.
+const CRCLanes = 4
+
+// CRC32C goes over CRCLanes pieces of n bytes, a multiple of 8 and not 0, one behind the other from addr on, each with a register of a
+// CRC-32C (not inverted) of its own: 64-bit words at registers. The processor has to have an instruction for it: arch.HasCRC.
+func (b *Builder) CRC32C(addr, n Arg, registers Ref) { b.add(arch.KindCRC, addr, n, registers) }
+
 // Trap stops the program for the tracer; Slot.Continue goes on with the next operation.
 func (b *Builder) Trap() Op { return b.add(arch.KindStop) }
 

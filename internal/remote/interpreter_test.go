@@ -2,6 +2,7 @@ package remote
 
 import (
 	"bytes"
+	"hash/crc32"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -91,6 +92,11 @@ func TestInterpreter(t *testing.T) {
 	allZero := b.SkipZero(zeroes, Imm(4096))
 	b.Store(zeroes.At(808), Imm(9))
 	notZero := b.SkipZero(zeroes, Imm(4096))
+	lanes := b.Bytes(crcPieces())
+	registers := b.InOut(crcRegisters(func(lane int) uint32 { return uint32(lane) * 0x01020304 }))
+	if arch.HasCRC() {
+		b.CRC32C(lanes, Imm(crcPiece), registers)
+	}
 	futex := b.Zero(16)
 	b.FutexWake(futex, Imm(3))
 	b.FutexWait(futex, Imm(3))
@@ -121,6 +127,32 @@ func TestInterpreter(t *testing.T) {
 	if res.Uint32(futex) != 3 {
 		t.Errorf("futex word is %d", res.Uint32(futex))
 	}
+	table := crc32.MakeTable(crc32.Castagnoli)
+	want := crcRegisters(func(lane int) uint32 {
+		return ^crc32.Update(^(uint32(lane) * 0x01020304), table, crcPieces()[lane*crcPiece:][:crcPiece])
+	})
+	if arch.HasCRC() && !bytes.Equal(res.Bytes(registers), want) {
+		t.Errorf("checksums are %x, want %x", res.Bytes(registers), want)
+	}
+}
+
+const crcPiece = 48
+
+// crcPieces are the pieces that checksums are made of.
+func crcPieces() []byte {
+	b := make([]byte, CRCLanes*crcPiece)
+	for i := range b {
+		b[i] = byte(i * i)
+	}
+	return b
+}
+
+// crcRegisters are the registers of all lanes as they lie in memory.
+func crcRegisters(of func(lane int) uint32) (b []byte) {
+	for lane := range CRCLanes {
+		b = le.AppendUint64(b, uint64(of(lane)))
+	}
+	return b
 }
 
 func TestInterpreterJumps(t *testing.T) {

@@ -100,6 +100,7 @@ var otherNames = map[uint8]string{
 	arch.KindSigreturn: "sigreturn",
 	arch.KindGoto:      "goto-copy",
 	arch.KindNonZero:   "skip-zero",
+	arch.KindCRC:       "crc32c",
 }
 
 func (p *Program) callText(o *op) string {

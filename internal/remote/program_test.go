@@ -39,6 +39,7 @@ func exampleProgram() *Program {
 	b.FutexWake(buf, Imm(1))
 	b.FutexWait(buf, Imm(1))
 	b.SkipZero(Imm(0x7f0000000000), Imm(4096))
+	b.CRC32C(Imm(0x7f0000000000), Imm(1024), io)
 	b.Trap()
 	child := b.NewLabel()
 	args := b.InOut((&arch.CloneArgs{Flags: unix.CLONE_FILES}).Bytes())
