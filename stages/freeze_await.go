@@ -71,8 +71,9 @@ func (f *freezer) awaitTask(ctx context.Context, t *collectors.Task) (waited boo
 // vforkPatience is after what time a thread that does not stop is suspected to wait for a vfork child.
 const vforkPatience = 2 * time.Millisecond
 
-// quickPolls is how often a thread is looked at before the first sleep.
-const quickPolls = 200
+// quickPolls is how often a thread is looked at before the first sleep: that takes some tens of microseconds. A thread that
+// waits for this processor stops only when it gets it.
+const quickPolls = 50
 
 // await waits for one thread. Signals that are delivered before the stop are handed on.
 func (f *freezer) await(ctx context.Context, t *collectors.Task, tid int) (ptrace.Status, error) {
@@ -107,12 +108,19 @@ func (f *freezer) await(ctx context.Context, t *collectors.Task, tid int) (ptrac
 		if polls < quickPolls { // most stop within microseconds, and a sleep is longer than it says
 			continue
 		}
-		time.Sleep(pause)
+		nap(pause)
 		if pause = 2 * pause; pause > vforkPatience {
 			pause = vforkPatience
 			f.releaseVfork(t, released)
 		}
 	}
+}
+
+// nap sleeps on this thread, which is the tracer's own. time.Sleep takes a millisecond at least when nothing else goes on, for
+// which the tree stands still.
+func nap(d time.Duration) {
+	ts := unix.NsecToTimespec(int64(d))
+	unix.Nanosleep(&ts, nil) // shorter if a signal comes
 }
 
 // releaseVfork lets the vfork children of a task run. Until such a child calls exec or exits its parent sleeps where no
