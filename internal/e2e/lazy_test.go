@@ -94,6 +94,8 @@ func TestLazyReadFromOutside(t *testing.T) {
 			}
 		}()
 		target.Restore(tools.Criu, images, "--lazy-pages")
+		// A reader from outside does not wait for a page that is still to come, and has no text.
+		target.await("all pages", func() bool { return !served(t, target.Pid) })
 		close(stop)
 		<-stopped
 		if diff := cmp.Diff(want, read()); diff != "" {
