@@ -8,8 +8,6 @@ import (
 	"sync"
 
 	"cryo/internal/image"
-
-	"golang.org/x/sys/unix"
 )
 
 // Pages is where the late pages of one task come from, by the addresses they were dumped at.
@@ -29,7 +27,7 @@ type Deliver func(addr uint64, b []byte) error
 // extent is a stretch of late pages in a pages file.
 type extent struct {
 	addr, end uint64
-	file      *pagesFile
+	file      *image.Pages
 	off       int64
 }
 
@@ -37,7 +35,7 @@ type extent struct {
 type Local struct {
 	kind    image.PagemapKind
 	extents []extent
-	files   []*pagesFile
+	files   []*image.Pages
 	depth   int // of tasks whose parents are being read
 }
 
@@ -72,7 +70,7 @@ func (l *Local) read(src image.Source, id uint64, want func(image.Run) bool) ([]
 	defer m.Close()
 	name := l.kind.Kind().File(id)
 	var list, below, shared []extent
-	var file *pagesFile
+	var file *image.Pages
 	off := int64(0)
 	for run, err := range m.Runs() {
 		if err != nil {
@@ -183,14 +181,13 @@ func cut(list []extent, start, end uint64) ([]extent, error) {
 	return part, nil
 }
 
-func (l *Local) open(src image.Source, id uint32) (*pagesFile, error) {
+func (l *Local) open(src image.Source, id uint32) (*image.Pages, error) {
 	p, err := src.OpenPages(id)
 	if err != nil {
 		return nil, err
 	}
-	f := &pagesFile{Pages: p}
-	l.files = append(l.files, f)
-	return f, nil
+	l.files = append(l.files, p)
+	return p, nil
 }
 
 // Late implements Pages.
@@ -209,23 +206,39 @@ func (l *Local) Late() []Range {
 // Fetch implements Pages. It delivers before it returns.
 func (l *Local) Fetch(addr, n uint64, deliver Deliver) error {
 	end := addr + n
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
 	for i := sort.Search(len(l.extents), func(i int) bool { return l.extents[i].end > addr }); addr < end; i++ {
 		if i == len(l.extents) || l.extents[i].addr > addr {
 			return fmt.Errorf("page %x is in no image", addr)
 		}
 		e := &l.extents[i]
 		for stop := min(e.end, end); addr < stop; {
-			b, give, err := e.file.view(e.off+int64(addr-e.addr), stop-addr)
-			if err != nil {
+			b := (*buf)[:min(stop-addr, chunk)]
+			if err := readPages(e.file, b, e.off+int64(addr-e.addr)); err != nil {
 				return err
 			}
-			err = deliver(addr, b)
-			give()
-			if err != nil {
+			if err := deliver(addr, b); err != nil {
 				return err
 			}
 			addr += uint64(len(b))
 		}
+	}
+	return nil
+}
+
+// buffers are what pages are read into, each of a chunk. That they stay in a processor's cache makes the second copy a cheap
+// one: pages are in no later than they would be from mapped files, which cost a fault every few pages and, when they are
+// unmapped, an interrupt of all processors.
+var buffers = sync.Pool{New: func() any { b := make([]byte, chunk); return &b }}
+
+func readPages(f *image.Pages, b []byte, off int64) error {
+	_, err := f.ReadAt(b, off)
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return fmt.Errorf("read %s: %w", f.Name(), err)
 	}
 	return nil
 }
@@ -237,76 +250,4 @@ func (l *Local) Close() error {
 		errs = append(errs, f.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// pagesFile gives out mapped windows of a pages file, so that bytes go from the page cache to the task.
-type pagesFile struct {
-	*image.Pages
-	mu     sync.Mutex
-	window *window // used last
-}
-
-// window is a stretch of a file, mapped as long as somebody uses it.
-type window struct {
-	at    int64
-	b     []byte
-	users int
-}
-
-// windowSize is a compromise between system calls and memory.
-const windowSize = 8 << 20
-
-// view returns up to n bytes at off, valid until give is called.
-func (f *pagesFile) view(off int64, n uint64) (b []byte, give func(), err error) {
-	if n <= smallView {
-		b := make([]byte, n)
-		if _, err := f.ReadAt(b, off); err != nil {
-			if err == io.EOF {
-				err = io.ErrUnexpectedEOF
-			}
-			return nil, nil, fmt.Errorf("read %s: %w", f.Name(), err)
-		}
-		return b, func() {}, nil
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	w := f.window
-	if w == nil || off < w.at || off >= w.at+int64(len(w.b)) {
-		start := off &^ (windowSize - 1)
-		m, err := unix.Mmap(int(f.Fd()), start, int(min(windowSize, f.Size-start)), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
-		if err != nil {
-			return nil, nil, fmt.Errorf("map %s at %d: %w", f.Name(), start, err)
-		}
-		f.drop(f.window)
-		w = &window{at: start, b: m, users: 1}
-		f.window = w
-	}
-	w.users++
-	b = w.b[off-w.at:]
-	return b[:min(uint64(len(b)), n)], func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		f.drop(w)
-	}, nil
-}
-
-// smallView is up to what it is faster to read than to look into a mapping.
-const smallView = 256 << 10
-
-func (f *pagesFile) drop(w *window) {
-	if w == nil {
-		return
-	}
-	if w.users--; w.users == 0 {
-		unix.Munmap(w.b)
-	}
-}
-
-// Close closes the file.
-func (f *pagesFile) Close() error {
-	f.mu.Lock()
-	f.drop(f.window)
-	f.window = nil
-	f.mu.Unlock()
-	return f.Pages.Close()
 }

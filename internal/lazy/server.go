@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -33,18 +34,42 @@ type Server struct {
 	Copied atomic.Uint64 // pages brought, for faults and without
 
 	mu       sync.Mutex
-	more     *sync.Cond // something there is to be done, or an end
+	more     *sync.Cond // there is something to fill, or an end
+	end      *sync.Cond // there may be an end
 	tasks    []*task
 	restored bool  // the restore is complete
 	failed   error // why no more can be done
 	waiting  sync.WaitGroup
 }
 
-// source is the pages of a task and of those it forks.
+// source is the pages of a task and of those it forks. It is closed when none of them is served any more, and nobody is
+// fetching: what one fetches may come by another's way meanwhile, and be the last that was missing.
 type source struct {
 	Pages
 	pid   int
 	users atomic.Int32
+}
+
+// Fetch is that of Pages; errGone if nobody wants these pages any more.
+func (s *source) Fetch(addr, n uint64, deliver Deliver) error {
+	for {
+		users := s.users.Load()
+		if users == 0 {
+			return errGone
+		}
+		if s.users.CompareAndSwap(users, users+1) {
+			break
+		}
+	}
+	defer s.drop()
+	return s.Pages.Fetch(addr, n, deliver)
+}
+
+// drop ends one use.
+func (s *source) drop() {
+	if s.users.Add(-1) == 0 {
+		s.Close()
+	}
 }
 
 // Far says whether pages take long to come.
@@ -57,14 +82,20 @@ const (
 	// fillers is how many bring what nobody has asked for. Two processors are busy with that from memory, and from far
 	// away a few questions are on their way at any time.
 	fillers = 2
-	// chunk is how many bytes each brings at a time. A fault waits that long, and a task that changes its address space.
-	chunk = 512 << 10
+	// chunk is how many bytes each brings at a time, and a task waits for that changes its address space. It is what one page
+	// table maps: two who fill the same one wait for each other.
+	chunk = 2 << 20
 )
 
 // Serve serves the restore at the other end of conn until all tasks have all their pages. Its error says why tasks were
 // ended, or that the restore failed.
 func (s *Server) Serve(ctx context.Context, conn *net.UnixConn) error {
-	s.more = sync.NewCond(&s.mu)
+	s.more, s.end = sync.NewCond(&s.mu), sync.NewCond(&s.mu)
+	// Who fills is in system calls nearly all the time. With processors to spare the runtime leaves it the one it has, instead
+	// of looking every 20 µs who else might want that, and who listens has one at once.
+	if n := runtime.GOMAXPROCS(0); n < fillers+2 {
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(fillers + 2))
+	}
 	defer context.AfterFunc(ctx, func() { s.fail(context.Cause(ctx)) })()
 	// A restore that says no more is waited for no longer than there is a reason to.
 	stop := make(chan struct{})
@@ -84,8 +115,8 @@ func (s *Server) Serve(ctx context.Context, conn *net.UnixConn) error {
 		s.waiting.Go(s.fill)
 	}
 	s.mu.Lock()
-	for s.failed == nil && !(s.restored && len(s.tasks) == 0) {
-		s.more.Wait()
+	for !s.over() {
+		s.end.Wait()
 	}
 	err := s.failed
 	s.mu.Unlock()
@@ -96,6 +127,9 @@ func (s *Server) Serve(ctx context.Context, conn *net.UnixConn) error {
 	s.waiting.Wait()
 	return err
 }
+
+// over says whether there is nothing more to be done; the server is locked.
+func (s *Server) over() bool { return s.failed != nil || s.restored && len(s.tasks) == 0 }
 
 // handover takes tasks from the restore until it is complete.
 func (s *Server) handover(conn *net.UnixConn) error {
@@ -112,6 +146,7 @@ func (s *Server) handover(conn *net.UnixConn) error {
 			s.mu.Lock()
 			s.restored = true
 			s.more.Broadcast()
+			s.end.Signal()
 			s.mu.Unlock()
 			return nil
 		case h.fd >= 0:
@@ -168,12 +203,11 @@ func (s *Server) born(parent *task, fd uffd.FD) {
 
 // ended notes that a task needs nothing any more.
 func (s *Server) ended(t *task) {
-	if t.pages.users.Add(-1) == 0 {
-		t.pages.Close()
-	}
+	t.pages.drop()
 	s.mu.Lock()
 	s.tasks = slices.DeleteFunc(s.tasks, func(other *task) bool { return other == t })
 	s.more.Broadcast()
+	s.end.Signal()
 	s.mu.Unlock()
 }
 
@@ -191,6 +225,7 @@ func (s *Server) fail(err error) {
 		s.failed = err
 	}
 	s.more.Broadcast()
+	s.end.Signal()
 	s.mu.Unlock()
 }
 
@@ -233,7 +268,7 @@ func (s *Server) claim() (t *task, img, n uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for {
-		if s.failed != nil || s.restored && len(s.tasks) == 0 {
+		if s.over() {
 			return nil, 0, 0
 		}
 		for i, t := range s.tasks {
@@ -272,6 +307,7 @@ func (t *task) next(running bool) (img, n uint64, ok bool) {
 		at, img, n, ok = t.space.missing(0, chunk)
 	}
 	if ok {
+		n = min(n, chunk-at%chunk)
 		t.cursor = at + n
 		t.busy++
 	}
