@@ -3,6 +3,7 @@ package restorers
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"cryo/internal/image"
 
@@ -25,6 +26,23 @@ const initPID = 1
 func (s *Set) OwnPIDNS() bool {
 	id, own := s.Tasks[0].IDs.GetPidNsId(), s.Inventory.GetRootIds()
 	return id != 0 && own != nil && id != own.GetPidNsId()
+}
+
+// HasPIDNS is OwnPIDNS of a set that is not read whole.
+func HasPIDNS(src image.Source) (bool, error) {
+	s := &Set{Source: src, ByPID: map[int]*Task{}}
+	var err error
+	if s.Inventory, err = image.ReadInventory(src); err != nil {
+		return false, err
+	}
+	if err := s.readTree(); err != nil {
+		return false, err
+	}
+	s.Tasks[0].IDs, err = image.Read(src, image.IDs, uint64(s.Tasks[0].PID))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil // of a root that is dead
+	}
+	return s.OwnPIDNS(), err
 }
 
 // PlanPIDNS finds out which namespace the set wants, and refuses one that cannot be made.

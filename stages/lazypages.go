@@ -77,7 +77,7 @@ func (r *restorer) handOverTask(m *member, late []restorers.Range) error {
 			return fmt.Errorf("memory at %x-%x cannot come late (restore without --lazy-pages): %w", area.Start, area.End, err)
 		}
 	}
-	if err := r.lazy.Task(m.ID, fd); err != nil {
+	if err := r.lazy.Task(m.ID, m.Host, fd); err != nil {
 		return err
 	}
 	b = remote.NewBuilder("hand userfaultfd over")

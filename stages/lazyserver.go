@@ -17,6 +17,7 @@ import (
 	"cryo/internal/procfs"
 	"cryo/internal/selfexec"
 	"cryo/internal/uffd"
+	"cryo/restorers"
 	"cryo/sinks"
 
 	"golang.org/x/sys/unix"
@@ -76,10 +77,11 @@ func serveLazyPages(ctx context.Context, o *options.Options, conn *net.UnixConn,
 		defer far.Close()
 		open = func(pid int) (lazy.Pages, error) { return far.Open(src, pid) }
 	}
-	s := &lazy.Server{
-		Open: open,
-		Kill: func(pid int) { killFamily(pid) },
+	find, err := finder(src)
+	if err != nil {
+		return err
 	}
+	s := &lazy.Server{Open: open, Find: find, Kill: func(host int) { killFamily(host) }}
 	if o.WorkingSet != "" {
 		if s.WorkingSet, err = lazy.OpenWorkingSet(o.WorkingSet); err != nil {
 			return err
@@ -91,7 +93,7 @@ func serveLazyPages(ctx context.Context, o *options.Options, conn *net.UnixConn,
 			return err
 		}
 		defer guard.Close()
-		s.Insure = func(pid int, fd uffd.FD) (func(), error) { return insureLate(guard, pid, fd) }
+		s.Insure = func(host int, fd uffd.FD) (func(), error) { return insureLate(guard, host, fd) }
 	}
 	if err := s.Serve(ctx, conn); err != nil {
 		return fmt.Errorf("lazy-pages: %w", err)
@@ -142,8 +144,38 @@ func doEndLate(_ context.Context, data json.RawMessage, _ []int) error {
 	return killFamily(t.Task.Pid)
 }
 
+// finder returns what finds the task that has pid in the images: it is sender, if that one has the id in its own pid namespace.
+// Who may not speak for others (CAP_SYS_ADMIN) restores no namespaces, and calls tasks as images do.
+func finder(src image.Source) (func(pid, sender int) (int, error), error) {
+	own, err := restorers.HasPIDNS(src)
+	if err != nil {
+		return nil, err
+	}
+	return func(pid, sender int) (int, error) {
+		if sender > 1 && innermostID(sender) == pid {
+			return sender, nil
+		}
+		if !own && pid > 1 {
+			return pid, nil
+		}
+		return 0, fmt.Errorf("process %d has handed over the memory of task %d of the images, which it is not", sender, pid)
+	}, nil
+}
+
+// innermostID is the id of a task in its own pid namespace, 0 if there is no such task.
+func innermostID(pid int) int {
+	ids, err := nsPids(pid)
+	if err != nil {
+		return 0
+	}
+	return ids[len(ids)-1]
+}
+
 // killFamily kills a task and what it has forked, which misses the same pages.
 func killFamily(root int) error {
+	if root <= 1 {
+		return fmt.Errorf("there is no restored task %d", root)
+	}
 	var errs []error
 	for pids := []int{root}; len(pids) > 0; {
 		pid := pids[0]

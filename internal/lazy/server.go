@@ -20,11 +20,13 @@ import (
 type Server struct {
 	// Open opens the pages of a task, by the pid it has in the images.
 	Open func(pid int) (Pages, error)
+	// Find says how this process calls the task that has pid in the images, if sender has spoken for it. nil: as images do.
+	Find func(pid, sender int) (host int, err error)
 	// Insure arranges that a task ends if this process dies before it has called forget. The userfaultfd must be
 	// held open until then: else the task goes on with zeros. nil: nobody does that.
-	Insure func(pid int, fd uffd.FD) (forget func(), err error)
+	Insure func(host int, fd uffd.FD) (forget func(), err error)
 	// Kill ends a task that cannot be served, with all it has forked. nil: it goes on without.
-	Kill func(pid int)
+	Kill func(host int)
 
 	// WorkingSet says what comes first, or records it; nil: neither.
 	WorkingSet *WorkingSet
@@ -46,7 +48,8 @@ type Server struct {
 // fetching: what one fetches may come by another's way meanwhile, and be the last that was missing.
 type source struct {
 	Pages
-	pid   int
+	pid   int // in the images
+	host  int // as this process calls the task
 	users atomic.Int32
 }
 
@@ -133,6 +136,9 @@ func (s *Server) over() bool { return s.failed != nil || s.restored && len(s.tas
 
 // handover takes tasks from the restore until it is complete.
 func (s *Server) handover(conn *net.UnixConn) error {
+	if err := askSender(conn); err != nil {
+		return fmt.Errorf("lazy-pages socket: %w", err)
+	}
 	for {
 		h, err := receive(conn)
 		if errors.Is(err, io.EOF) {
@@ -150,7 +156,7 @@ func (s *Server) handover(conn *net.UnixConn) error {
 			s.mu.Unlock()
 			return nil
 		case h.fd >= 0:
-			if err := s.take(h.pid, h.fd); err != nil {
+			if err := s.take(h); err != nil {
 				return err
 			}
 		}
@@ -158,16 +164,23 @@ func (s *Server) handover(conn *net.UnixConn) error {
 }
 
 // take begins to serve a task.
-func (s *Server) take(pid int, fd uffd.FD) error {
+func (s *Server) take(h handed) error {
+	pid, host, fd := h.pid, h.pid, h.fd
+	if s.Find != nil {
+		var err error
+		if host, err = s.Find(pid, h.sender); err != nil {
+			return errors.Join(err, fd.Close())
+		}
+	}
 	pages, err := s.Open(pid)
 	if err != nil {
 		return errors.Join(fmt.Errorf("task %d: %w", pid, err), fd.Close())
 	}
-	src := &source{Pages: pages, pid: pid}
+	src := &source{Pages: pages, pid: pid, host: host}
 	t := s.newTask(fmt.Sprintf("task %d", pid), fd, src, newSpace(pages.Late()))
 	t.first = s.WorkingSet.First(pid)
 	if s.Insure != nil {
-		if t.forget, err = s.Insure(pid, fd); err != nil {
+		if t.forget, err = s.Insure(host, fd); err != nil {
 			t.end()
 			return err
 		}
@@ -237,7 +250,7 @@ func (s *Server) giveUp() {
 	for _, t := range left {
 		if s.Kill != nil && t.space.left.Load() > 0 {
 			slog.Error(fmt.Sprintf("%s is ended: %d pages of it are missing", t.name, t.space.left.Load()))
-			s.Kill(t.pages.pid)
+			s.Kill(t.pages.host)
 		}
 	}
 	for _, t := range left {

@@ -24,12 +24,18 @@ type Client struct{ conn *net.UnixConn }
 // NewClient makes a client of a connection, which it takes over.
 func NewClient(conn *net.UnixConn) *Client { return &Client{conn} }
 
-// Task hands over the userfaultfd of the task that has pid in the images. The descriptor stays open here.
-func (c *Client) Task(pid int, fd uffd.FD) error {
+// Task hands over the userfaultfd of the task that has pid in the images and is called host here: the message comes from that
+// task, as it does from restores in which tasks speak for themselves. The descriptor stays open here.
+func (c *Client) Task(pid, host int, fd uffd.FD) error {
 	if err := c.say(int32(pid)); err != nil {
 		return err
 	}
-	_, _, err := c.conn.WriteMsgUnix([]byte{0}, unix.UnixRights(int(fd)), nil)
+	rights := unix.UnixRights(int(fd))
+	sender := unix.UnixCredentials(&unix.Ucred{Pid: int32(host), Uid: uint32(unix.Geteuid()), Gid: uint32(unix.Getegid())})
+	_, _, err := c.conn.WriteMsgUnix([]byte{0}, append(sender, rights...), nil)
+	if errors.Is(err, unix.EPERM) { // without CAP_SYS_ADMIN nobody speaks for others, nor makes pid namespaces
+		_, _, err = c.conn.WriteMsgUnix([]byte{0}, rights, nil)
+	}
 	if err != nil {
 		return fmt.Errorf("hand task %d over to the lazy-pages server: %w", pid, err)
 	}
@@ -55,9 +61,10 @@ func (c *Client) say(word int32) error {
 
 // handed is one thing a restore says.
 type handed struct {
-	pid  int     // of a task; 0: the restore is complete
-	fd   uffd.FD // -1: it is dead
-	last bool
+	pid    int     // of a task, in the images; 0: the restore is complete
+	sender int     // who said it, as this process calls it
+	fd     uffd.FD // -1: it is dead
+	last   bool
 }
 
 // receive reads what a restore says next; io.EOF when it has gone.
@@ -74,29 +81,50 @@ func receive(conn *net.UnixConn) (handed, error) {
 	case word == 0:
 		return handed{}, errors.New("the restore names a task 0")
 	default:
-		fd, err := receiveFD(conn)
+		fd, sender, err := receiveFD(conn)
 		if err != nil {
 			return handed{}, fmt.Errorf("userfaultfd of task %d: %w", word, err)
 		}
-		return handed{pid: int(word), fd: fd}, nil
+		return handed{pid: int(word), sender: sender, fd: fd}, nil
 	}
 }
 
-func receiveFD(conn *net.UnixConn) (uffd.FD, error) {
+// askSender makes the kernel say who sends what comes by a connection (SO_PASSCRED).
+func askSender(conn *net.UnixConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1) })
+	return errors.Join(err, failed)
+}
+
+func receiveFD(conn *net.UnixConn) (fd uffd.FD, sender int, err error) {
 	var b [1]byte
-	oob := make([]byte, unix.CmsgSpace(4))
+	oob := make([]byte, unix.CmsgSpace(4)+unix.CmsgSpace(unix.SizeofUcred))
 	_, n, _, _, err := conn.ReadMsgUnix(b[:], oob)
 	if err != nil {
-		return -1, err
+		return -1, 0, err
 	}
 	msgs, err := unix.ParseSocketControlMessage(oob[:n])
-	if err != nil || len(msgs) != 1 {
-		return -1, errors.New("no descriptor came with it")
+	if err != nil {
+		return -1, 0, err
 	}
-	fds, err := unix.ParseUnixRights(&msgs[0])
-	if err != nil || len(fds) != 1 {
-		return -1, errors.New("not one descriptor came with it")
+	var fds []int
+	for i := range msgs {
+		if cred, err := unix.ParseUnixCredentials(&msgs[i]); err == nil {
+			sender = int(cred.Pid)
+		} else if some, err := unix.ParseUnixRights(&msgs[i]); err == nil {
+			fds = append(fds, some...)
+		}
+	}
+	if len(fds) != 1 {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+		return -1, 0, fmt.Errorf("%d descriptors came with it", len(fds))
 	}
 	unix.CloseOnExec(fds[0])
-	return uffd.FD(fds[0]), unix.SetNonblock(fds[0], true)
+	return uffd.FD(fds[0]), sender, unix.SetNonblock(fds[0], true)
 }
