@@ -53,7 +53,7 @@ func ServeLazyPages(ctx context.Context, o *options.Options, conn *net.UnixConn)
 	return serveLazyPages(ctx, o, conn, openSource)
 }
 
-func serveLazyPages(ctx context.Context, o *options.Options, conn *net.UnixConn, openSet func(*options.Options, *os.File) (image.Source, error)) error {
+func serveLazyPages(ctx context.Context, o *options.Options, conn *net.UnixConn, openSet func(context.Context, *options.Options, *os.File) (image.Source, error)) error {
 	images, err := imagesDir(o)
 	if err != nil {
 		return err
@@ -62,7 +62,7 @@ func serveLazyPages(ctx context.Context, o *options.Options, conn *net.UnixConn,
 		return errors.New("lazy-pages: it needs the set in a directory: -D - is none")
 	}
 	defer images.Close()
-	src, err := openSet(o, images)
+	src, err := openSet(ctx, o, images)
 	if err != nil {
 		return err
 	}

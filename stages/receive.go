@@ -298,7 +298,7 @@ func (v *reception) restore(ctx context.Context, control net.Conn) (*restorer, e
 	}
 	o := *v.o
 	o.Verb, o.ImagesDir, o.ImagesDirFD = options.Restore, v.set(v.round), -1
-	r, err := newRestorer(&o)
+	r, err := newRestorer(ctx, &o)
 	if err != nil {
 		return nil, err
 	}

@@ -44,7 +44,7 @@ const orphansBound = 10 * time.Second
 
 // restoreOnce restores. If it fails it says whether all is as it was, so that it may be tried again.
 func restoreOnce(ctx context.Context, o *options.Options) (again bool, err error) {
-	r, err := newRestorer(o)
+	r, err := newRestorer(ctx, o)
 	if err != nil {
 		return false, err
 	}
@@ -96,12 +96,12 @@ type restorer struct {
 	confirm func(*pipeline.Stage) error
 }
 
-func newRestorer(o *options.Options) (*restorer, error) {
+func newRestorer(ctx context.Context, o *options.Options) (*restorer, error) {
 	r := &restorer{o: o, log: slog.Default()}
 	dir, err := imagesDir(o)
 	r.images = dir
 	if err == nil {
-		r.source, err = openSource(o, dir)
+		r.source, err = openSource(ctx, o, dir)
 	}
 	if err != nil {
 		return nil, err

@@ -65,7 +65,7 @@ var errInjected = errors.New("injected")
 
 // failAt runs a restore that fails at its k-th point, which it names; "" if there are fewer.
 func failAt(o *options.Options, k int) (point string, err error) {
-	r, err := newRestorer(o)
+	r, err := newRestorer(context.Background(), o)
 	if err != nil {
 		return "", err
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -129,7 +128,7 @@ func overServer(o *options.Options, meta *sinks.Dir, conn net.Conn, borrowed boo
 }
 
 // openSource opens where the set of a restore comes from, and compares it with its checksums.
-func openSource(o *options.Options, dir *os.File) (image.Source, error) {
+func openSource(ctx context.Context, o *options.Options, dir *os.File) (image.Source, error) {
 	if dir != nil && !o.Stream {
 		own, err := dup(dir)
 		if err != nil {
@@ -141,12 +140,12 @@ func openSource(o *options.Options, dir *os.File) (image.Source, error) {
 			return nil, err
 		}
 	}
-	return openVerified(o, dir)
+	return openVerified(ctx, o, dir)
 }
 
 // openVerified is openSource for a set that has been compared with its checksums.
-func openVerified(o *options.Options, dir *os.File) (image.Source, error) {
-	raw, err := openRaw(o, dir)
+func openVerified(ctx context.Context, o *options.Options, dir *os.File) (image.Source, error) {
+	raw, err := openRaw(ctx, o, dir)
 	if err != nil {
 		return nil, err
 	}
@@ -161,15 +160,15 @@ func openVerified(o *options.Options, dir *os.File) (image.Source, error) {
 	return src, nil
 }
 
-// openRaw opens a set as it is stored.
-func openRaw(o *options.Options, dir *os.File) (image.Source, error) {
+// openRaw opens a set as it is stored. One that is piped is read until ctx ends.
+func openRaw(ctx context.Context, o *options.Options, dir *os.File) (image.Source, error) {
 	switch {
 	case dir == nil:
 		pipes, err := openPipes(o, os.Stdin, "pipe a dump with -D - into this restore")
 		if err != nil {
 			return nil, err
 		}
-		return pipeIn(o, pipes)
+		return pipeIn(ctx, o, pipes)
 	case len(o.ShardFDs) > 0:
 		return nil, errShards
 	case o.Stream:
@@ -252,7 +251,7 @@ func pipeOut(o *options.Options) (sinks.Sink, error) {
 
 // pipeIn reads a set, or several that build on each other, until the other end closes: on the same machine the dump still holds
 // the ids of its tasks when it has sent the last byte.
-func pipeIn(o *options.Options, pipes []*os.File) (image.Source, error) {
+func pipeIn(ctx context.Context, o *options.Options, pipes []*os.File) (image.Source, error) {
 	var before image.Source
 	if o.PrevImagesDir != "" {
 		var err error
@@ -260,7 +259,7 @@ func pipeIn(o *options.Options, pipes []*os.File) (image.Source, error) {
 			return nil, err
 		}
 	}
-	return sinks.ReadStream(before, readers(pipes)...)
+	return sinks.ReadStream(before, readers(ctx, pipes)...)
 }
 
 // openBefore opens the set that a piped one builds on.
@@ -271,56 +270,6 @@ func openBefore(o *options.Options) (image.Source, error) {
 	}
 	return set, nil
 }
-
-// openPipes are the pipes of a piped set: the standard one, or those of the option.
-func openPipes(o *options.Options, std *os.File, remedy string) ([]*os.File, error) {
-	if len(o.ShardFDs) == 0 {
-		if isTerminal(std) {
-			return nil, fmt.Errorf("%s is a terminal: %s", std.Name(), remedy)
-		}
-		widen(std)
-		return []*os.File{std}, nil
-	}
-	if len(o.ShardFDs) > sinks.MaxShards {
-		return nil, fmt.Errorf("--shard-fds: %d descriptors: at most %d", len(o.ShardFDs), sinks.MaxShards)
-	}
-	var pipes []*os.File
-	for _, fd := range o.ShardFDs {
-		// What this process starts must not keep a pipe open.
-		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, unix.FD_CLOEXEC); err != nil {
-			return nil, fmt.Errorf("--shard-fds: descriptor %d: %w", fd, err)
-		}
-		f := os.NewFile(uintptr(fd), fmt.Sprintf("shard (descriptor %d)", fd))
-		widen(f)
-		pipes = append(pipes, f)
-	}
-	return pipes, nil
-}
-
-func writers(pipes []*os.File) (w []io.Writer) {
-	for _, f := range pipes {
-		w = append(w, f)
-	}
-	return w
-}
-
-func readers(pipes []*os.File) (r []io.Reader) {
-	for _, f := range pipes {
-		r = append(r, f)
-	}
-	return r
-}
-
-// hideShards keeps the pipes of a set from what this process starts, before it starts anything.
-func hideShards(o *options.Options) {
-	for _, fd := range o.ShardFDs {
-		unix.CloseOnExec(fd)
-	}
-}
-
-// widen makes room in a pipe for a frame of a stream, so that both sides wait for each other less often. It is the most that
-// anybody may ask for (fs.pipe-max-size, as it is by default); what is no pipe stays as it is.
-func widen(f *os.File) { unix.FcntlInt(f.Fd(), unix.F_SETPIPE_SZ, 1<<20) }
 
 // dialPageServer connects to the page server of o; borrowed says that the socket was handed to us.
 func dialPageServer(o *options.Options) (conn net.Conn, borrowed bool, err error) {
@@ -376,9 +325,4 @@ func socketOf(fd int) (net.Conn, error) {
 		return nil, fmt.Errorf("--ps-socket %d: %w", fd, err)
 	}
 	return conn, nil
-}
-
-func isTerminal(f *os.File) bool {
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
 }
