@@ -142,8 +142,11 @@ func serverTime(t *testing.T, print printer) {
 		return time.Since(began)
 	}
 	dump(tools.Peer) // it finds out about the kernel first
-	m := times(3, func() []time.Duration { return []time.Duration{dump(tools.Criu), dump(tools.Peer)} })
+	m := times(3, func() []time.Duration {
+		return []time.Duration{dump(tools.Criu), dump(tools.Peer), socketLimit(t, 1<<30)}
+	})
 	print("1 GiB to a page server", m[0], "criu to its own", m[1], 0)
+	print("1 GiB to a page server", m[0], "a socket into a file", m[2], 0)
 }
 
 // compressTime dumps memory that can be compressed.
