@@ -58,6 +58,10 @@ func (m *Memory) DumpPages(ctx context.Context, t *Task, dst PageDest, stats *Me
 	if writer := self.writer(task, t); writer != nil && m.copy == nil {
 		copier.LetSourceWrite(writer)
 	}
+	if sender := self.sender(task, t); sender != nil && m.copy == nil {
+		defer sender.close()
+		copier.LetSourceSend(sender)
+	}
 	if lender := self.lender(task, t); lender != nil && m.copy == nil {
 		copier.LetSourceLend(lender)
 	}

@@ -79,8 +79,11 @@ func (by *SelfWriting) mayWrite(t *Task) bool {
 }
 
 // mayOpen says whether a task may open what the tool has open.
-func (by *SelfWriting) mayOpen(t *Task) bool {
-	return t.Session.CrashSafe() && t.Status != nil && t.Status.Seccomp == 0 && by.seesSameProc(t)
+func (by *SelfWriting) mayOpen(t *Task) bool { return mayRun(t) && by.seesSameProc(t) }
+
+// mayRun says whether a task may run programs that take long: it goes on by itself if the tool dies meanwhile.
+func mayRun(t *Task) bool {
+	return t.Session.CrashSafe() && t.Status != nil && t.Status.Seccomp == 0
 }
 
 // seesSameProc says whether /proc/PID means the same to the task and to the tool.

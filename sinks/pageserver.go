@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"cryo/internal/image"
@@ -265,7 +266,22 @@ func (p *serverPagemap) Direct() (*os.File, int64, bool) { return nil, 0, false 
 // Reserve is of no use without Direct.
 func (p *serverPagemap) Reserve(int64) int64 { return 0 }
 
-func (p *serverPagemap) Advance(int64) {}
+// Socket is the connection, for whoever can put the bytes there of the run that was added last; nil where they are encrypted.
+func (p *serverPagemap) Socket() syscall.Conn {
+	raw, _ := p.s.conn.(syscall.Conn) // a tls.Conn is none
+	return raw
+}
+
+// Flush sends what is in the buffer.
+func (p *serverPagemap) Flush() error {
+	if err := p.s.w.Flush(); err != nil {
+		return p.s.fail(err)
+	}
+	return nil
+}
+
+// Advance tells that n bytes of the run were put into Socket.
+func (p *serverPagemap) Advance(n int64) { p.written += n }
 
 func (p *serverPagemap) Write(b []byte) (int, error) {
 	// The server takes what follows a message for page bytes up to the announced number and for the next message

@@ -87,9 +87,10 @@ type Copier struct {
 	dst   Dest
 	file  *os.File // dst's, nil: bytes go through Write
 	self  willing  // nil: workers read everything
-	write Self     // the same, if it writes
 	lend  *lending // that of it, if it lends
 	stats *Stats
+
+	moveSelf func(*batch) error // what is done with a batch of its
 
 	group   *errgroup.Group
 	ctx     context.Context
@@ -257,10 +258,7 @@ func (c *Copier) run() error {
 // do does a batch and gives it back.
 func (c *Copier) do(b *batch) error {
 	move := c.move
-	switch {
-	case b.self && c.lend != nil:
-		move = c.moveLent
-	case b.self:
+	if b.self {
 		move = c.moveSelf
 	}
 	if err := context.Cause(c.ctx); err != nil {

@@ -89,7 +89,7 @@ func (c *Copier) LetSourceLend(l Lender) {
 		}
 	}
 	lend.size = min(lend.size, passageSize)
-	c.self, c.lend = l, lend
+	c.self, c.lend, c.moveSelf = l, lend, c.moveLent
 }
 
 func (l *lending) close() {
@@ -106,7 +106,7 @@ func (c *Copier) moveLent(b *batch) error {
 	done, err := c.lend.batch(b.ranges)
 	if err == nil {
 		c.stats.Self.Add(done / pageSize)
-		err = c.rest(b, done, func(part []byte, _ uint64) error {
+		err = c.rest(b.ranges, b.buffer(), done, func(part []byte, _ uint64) error {
 			_, err := c.dst.Write(part)
 			return err
 		})

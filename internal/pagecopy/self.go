@@ -20,7 +20,7 @@ const (
 	selfBatch  = 16 << 20 // bytes at a time: some 8 ms, which is how long the task goes on writing if the tool dies
 )
 
-// willing is a source that may do with its pages by itself what the copier is there for: a Self, or a Lender.
+// willing is a source that may do with its pages by itself what the copier is there for: a Self, a Lender or a Sender.
 type willing interface {
 	Ready() bool
 	Dense(addr, n uint64) bool
@@ -29,7 +29,7 @@ type willing interface {
 // LetSourceWrite makes the copier leave to the source what it may. It comes before the first Put.
 func (c *Copier) LetSourceWrite(s Self) {
 	if c.file != nil {
-		c.self, c.write = s, s
+		c.self, c.moveSelf = s, func(b *batch) error { return c.moveWritten(b, s) }
 	}
 }
 
@@ -50,24 +50,23 @@ func (c *Copier) cut(r Range) (n uint64, self bool) {
 	return n, self
 }
 
-// moveSelf announces a batch, lets the source write it, and writes what that did not.
-func (c *Copier) moveSelf(b *batch) error {
+// moveWritten announces a batch, lets the source write it, and writes what that did not.
+func (c *Copier) moveWritten(b *batch, s Self) error {
 	if err := c.announceSelf(b); err != nil {
 		return err
 	}
 	off := c.dst.Reserve(int64(b.bytes))
 	close(b.placed)
-	done := uint64(c.write.WritePages(c.file, b.ranges, off)) &^ (pageSize - 1)
+	done := uint64(s.WritePages(c.file, b.ranges, off)) &^ (pageSize - 1)
 	c.stats.Self.Add(done / pageSize)
-	return c.rest(b, done, func(part []byte, at uint64) error { return writeAll(c.file, [][]byte{part}, off+int64(at)) })
+	return c.rest(b.ranges, b.buffer(), done, func(part []byte, at uint64) error { return writeAll(c.file, [][]byte{part}, off+int64(at)) })
 }
 
-// rest reads the ranges of a batch without their first bytes, and has each piece written, which is told how far it is from the
-// beginning of the batch.
-func (c *Copier) rest(b *batch, done uint64, write func(part []byte, at uint64) error) error {
+// rest reads ranges without their first bytes into a buffer, and has each piece written, which is told how far it is from the
+// beginning of the ranges.
+func (c *Copier) rest(ranges []Range, buf []byte, done uint64, write func(part []byte, at uint64) error) error {
 	place := uint64(0)
-	buf := b.buffer()
-	for _, r := range b.ranges {
+	for _, r := range ranges {
 		skip := min(done, r.Len)
 		done -= skip
 		place += skip
