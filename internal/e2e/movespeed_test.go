@@ -204,12 +204,9 @@ func codecTime(t *testing.T, images string, codec image.Codec) time.Duration {
 // same set.
 func lazyTime(t *testing.T, print printer) {
 	target := tools.StartWorkload(t, "bigmem", "2048")
-	images, theirs := benchDir(t), benchDir(t)
-	if tools.Peer != "" {
-		target.Dump(tools.Peer, theirs, "--leave-running", "-v2")
-	}
+	images := benchDir(t)
 	target.Dump(tools.Criu, images, "-v2")
-	lazy := func(criu string, images string) (runs, all time.Duration) {
+	lazy := func(criu string) (runs, all time.Duration) {
 		if criu == "" {
 			return 0, 0
 		}
@@ -234,8 +231,8 @@ func lazyTime(t *testing.T, print printer) {
 	m := times(5, func() []time.Duration {
 		plain := target.Restore(tools.Criu, images, "-v2").Wall
 		target.Kill()
-		runs, all := lazy(tools.Criu, images)
-		theirRuns, theirAll := lazy(tools.Peer, theirs)
+		runs, all := lazy(tools.Criu)
+		theirRuns, theirAll := lazy(tools.Peer)
 		return []time.Duration{runs, theirRuns, all, theirAll, plain}
 	})
 	print("2 GiB, lazy: the task runs", m[0], "criu with its daemon", m[1], 0)

@@ -56,11 +56,25 @@ func (e *Encoder) Entry(m proto.Message) error {
 	return nil
 }
 
-// Run writes a run of a page map as its next entry.
+// Run writes a run of a page map as its next entry, or as several.
 func (e *Encoder) Run(r Run) error {
+	for r.Pages > longRun && r.Pages <= maxSplit {
+		if err := e.Run(Run{r.Addr, longRun, r.Flags}); err != nil {
+			return err
+		}
+		r.Addr, r.Pages = r.Addr+longRun*PageSize, r.Pages-longRun
+	}
 	e.buf = appendRun(e.buf[:0], r)
 	return e.run()
 }
+
+const (
+	// longRun is how many pages an entry has, 1 GiB: criu 4.2's lazy-pages daemon counts the bytes of one in 31 bits.
+	longRun = 1 << 30 / PageSize
+	// maxSplit is the size of a run, in pages, that is an entry nevertheless, 1 TiB: what a page server is told in a few bytes
+	// must not become an image of any size.
+	maxSplit = 1 << 40 / PageSize
+)
 
 // PackedRun is Run for one whose bytes are stored in blocks.
 func (e *Encoder) PackedRun(r Run, blocks Blocks) error {

@@ -2,6 +2,8 @@ package image
 
 import (
 	"bytes"
+	"errors"
+	"io"
 	"math/rand/v2"
 	"testing"
 
@@ -50,5 +52,47 @@ func TestRunOfOldWriters(t *testing.T) {
 	}
 	if _, err := parseRun(nil, new(storage)); err == nil {
 		t.Error("an empty entry was taken")
+	}
+}
+
+// A run that is longer than others can count is several entries.
+func TestLongRun(t *testing.T) {
+	for _, c := range []struct {
+		run  Run
+		want []Run
+	}{
+		{Run{0x1000, longRun, PEPresent}, []Run{{0x1000, longRun, PEPresent}}},
+		{Run{0x1000, 2*longRun + 3, PEPresent | PELazy}, []Run{
+			{0x1000, longRun, PEPresent | PELazy},
+			{0x1000 + longRun*PageSize, longRun, PEPresent | PELazy},
+			{0x1000 + 2*longRun*PageSize, 3, PEPresent | PELazy},
+		}},
+		{Run{0x1000, maxSplit + 1, PELazy}, []Run{{0x1000, maxSplit + 1, PELazy}}},
+	} {
+		var file bytes.Buffer
+		enc := NewEncoder(&file, "pagemap-1.img", Pagemap.Type)
+		err := errors.Join(enc.Entry(&pagemap.PagemapHead{PagesId: proto.Uint32(1)}), enc.Run(c.run), enc.Flush())
+		if err != nil {
+			t.Fatal(err)
+		}
+		dec, err := NewDecoder(&file, "pagemap-1.img", Pagemap.Type)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := dec.Next(); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range c.want {
+			b, err := dec.NextBytes()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := parseRun(b, new(storage)); got != want || err != nil {
+				t.Errorf("%+v: entry %+v, %v; want %+v", c.run, got, err, want)
+			}
+		}
+		if _, err := dec.NextBytes(); err != io.EOF {
+			t.Errorf("%+v: one more entry, %v", c.run, err)
+		}
 	}
 }
