@@ -215,7 +215,7 @@ func (w *walker) region(r pagemap.Region) error {
 // own stores pages of mapping i, or leaves to the parent set what that has of those that are clean. What is clean and
 // not there was zero when the parent was made, and is likely to be so still.
 func (w *walker) own(i int, r pagecopy.Range) error {
-	if !w.clean || w.m.parent == nil || w.m.tracking.foreign[i] {
+	if !w.clean || w.m.parent == nil {
 		return w.store(r)
 	}
 	for end := r.Addr + r.Len; r.Addr < end; {
@@ -340,7 +340,7 @@ func (m *Memory) private(i int) bool {
 	if m.entries[i] == nil || vma.Is(m.entries[i], vma.StatusVVAR) || m.whole(i) || m.watched[i] != nil {
 		return false
 	}
-	if m.ahead && m.tracking.avoid != nil && m.tracking.avoid[i] {
+	if m.ahead && m.tracking.foreign[i] {
 		return false
 	}
 	// What the kernel may take away at any time need not be kept.

@@ -2,7 +2,6 @@ package collectors
 
 import (
 	"cmp"
-	"slices"
 
 	"cryo/internal/dirty"
 	"cryo/internal/pagemap"
@@ -16,27 +15,54 @@ import (
 // it stood still, and which of them the parent set still holds.
 type Tracking struct {
 	runs    dirty.Runs
-	foreign []bool       // by mapping: what it says about its pages is not for us
+	foreign []bool       // by mapping: a userfaultfd of somebody else watches it, so what it says about its pages is not for us
+	fresh   []bool       // by mapping: it was not followed before
 	stale   []dirty.Span // see dirty.Tracker.Arm
-	avoid   []bool       // by mapping: a userfaultfd of somebody else watches it; set by Arm
 }
 
 // Flags of runs.
 const (
-	runClean = 1 << iota // not written since the parent set was made, if the mapping is not foreign
+	runClean = 1 << iota // not written since the parent set was made
 	runGuard
 )
 
+// Follow comes before Track: tr follows the mappings of the task, which stands still; without more only those it follows
+// already. It is the last that changes anything of them, so smaps may be read beside what comes then. The error is
+// dirty.ErrGone if tr is of another address space than the task has now. tr is nil if nobody follows the task.
+func (m *Memory) Follow(t *Task, tr *dirty.Tracker, more bool) error {
+	m.tracking = &Tracking{foreign: make([]bool, len(m.maps)), fresh: make([]bool, len(m.maps))}
+	if tr == nil {
+		return nil
+	}
+	pm, err := pagemap.Open(t.Pid)
+	if err != nil {
+		return err
+	}
+	defer pm.Close()
+	taken, err := tr.Take(pm, m.trackable(), more)
+	m.mark(taken.Theirs, m.tracking.foreign)
+	m.mark(taken.Fresh, m.tracking.fresh)
+	return err
+}
+
+// mark marks the mappings that are spans.
+func (m *Memory) mark(spans []dirty.Span, marks []bool) {
+	for i := range m.maps {
+		if len(spans) > 0 && spans[0].Start == m.maps[i].Start {
+			marks[i], spans = true, spans[1:]
+		}
+	}
+}
+
 // Track lists the pages of the task, which stands still. With since, tr has followed it since the parent set was made:
-// clean pages are left to that. tr is nil if nobody follows the task.
+// clean pages are left to that.
 func (m *Memory) Track(t *Task, tr *dirty.Tracker, since bool) error {
 	pm, err := pagemap.Open(t.Pid)
 	if err != nil {
 		return err
 	}
 	defer pm.Close()
-	l := &lister{m: m, tr: tr, since: since && !m.has(vma.AIORing), seen: make([]bool, len(m.maps)), old: make([]bool, len(m.maps))}
-	l.foreign = make([]bool, len(m.maps))
+	l := &lister{Tracking: m.tracking, m: m, tr: tr, since: since && !m.has(vma.AIORing), old: make([]bool, len(m.maps))}
 	var more pagemap.Category
 	if tr != nil {
 		more = tr.Categories()
@@ -44,20 +70,15 @@ func (m *Memory) Track(t *Task, tr *dirty.Tracker, since bool) error {
 	if err := m.scan(pm, more, l.region); err != nil {
 		return err
 	}
-	for i := range m.maps {
-		if l.seen[i] && !tr.Owns(m.span(i)) {
-			l.foreign[i] = true
-		}
-		if l.old[i] && !l.foreign[i] {
+	for i, old := range l.old {
+		if old {
 			l.stale = append(l.stale, m.span(i))
 		}
 	}
-	m.tracking = &l.Tracking
 	return nil
 }
 
-// Arm has tr follow the task from now on. It comes after Track of all tasks: some may share their memory. The error is
-// dirty.ErrGone if tr is of another address space than the task has now.
+// Arm begins a new period of what tr follows. It comes after Track of all tasks: some may share their memory.
 //
 // What a userfaultfd of the program's own watches is left to the dump that follows a pre-dump: the tasks run when pages are
 // read, and one that has gone meanwhile must not be asked for.
@@ -67,14 +88,7 @@ func (m *Memory) Arm(t *Task, tr *dirty.Tracker) error {
 		return err
 	}
 	defer pm.Close()
-	busy, err := tr.Arm(pm, m.trackable(m.tracking.foreign), m.tracking.stale)
-	m.tracking.avoid = slices.Clone(m.tracking.foreign)
-	for i := range m.maps {
-		if len(busy) > 0 && busy[0] == m.span(i) {
-			m.tracking.avoid[i], busy = true, busy[1:]
-		}
-	}
-	return err
+	return tr.Arm(pm, m.trackable(), m.tracking.stale)
 }
 
 // SetParent says what the parent set has of the task; it is closed by the caller when the pages are stored. nil is
@@ -84,14 +98,13 @@ func (m *Memory) SetParent(p ParentPages) {
 	m.keepZero = m.keepZero || p == ParentElsewhere
 }
 
-// lister makes a Tracking of a scan.
+// lister fills a Tracking from a scan.
 type lister struct {
-	Tracking
+	*Tracking
 	m     *Memory
 	tr    *dirty.Tracker
 	since bool
 	next  int    // the first mapping that may reach beyond what came so far
-	seen  []bool // by mapping: has clean pages
 	old   []bool // by mapping: has pages with marks of another time
 }
 
@@ -110,11 +123,11 @@ func (l *lister) region(r pagemap.Region) error {
 			continue
 		}
 		flags := uint64(0)
-		if l.since && l.tr != nil && l.tr.Clean(r.Categories, mp.HasFile()) {
-			flags, l.seen[i] = runClean, true
-		}
-		if l.tr != nil && l.tr.Stale(r.Categories) {
+		switch clean := l.tr != nil && !l.foreign[i] && l.tr.Clean(r.Categories, mp.HasFile() && !l.fresh[i]); {
+		case clean && l.fresh[i]:
 			l.old[i] = true
+		case clean && l.since:
+			flags = runClean
 		}
 		l.runs.Add(max(mp.Start, r.Start), min(mp.End, r.End), flags)
 	}
@@ -152,13 +165,13 @@ func (m *Memory) has(kind vma.Kind) bool {
 
 // trackable lists the mappings whose pages are to be followed. A task with rings for asynchronous I/O is not: devices
 // write to its memory without its page tables noticing.
-func (m *Memory) trackable(foreign []bool) []dirty.Span {
+func (m *Memory) trackable() []dirty.Span {
 	if m.has(vma.AIORing) {
 		return nil
 	}
 	var spans []dirty.Span
 	for i := range m.maps {
-		if m.private(i) && !foreign[i] {
+		if m.private(i) && !m.tracking.foreign[i] {
 			spans = append(spans, m.span(i))
 		}
 	}

@@ -32,20 +32,24 @@ type taskPages struct {
 // readFlags has smaps read for tasks with much memory. The kernel changes no mapping of a task meanwhile, so what needs
 // that comes before.
 func (d *dumper) readFlags(_ *pipeline.Stage, tasks []*collectors.Task) ([]*collectors.Task, error) {
+	d.startFlags(tasks)
 	for _, t := range tasks {
-		if !t.HasMemory() {
-			continue
-		}
-		if !d.readsLater(t) {
-			t.Memory.ReadFlags(t)
-		}
-		if d.o.ShareCOW && t.Parent != nil && t.Parent.HasMemory() {
+		if d.o.ShareCOW && t.HasMemory() && t.Parent != nil && t.Parent.HasMemory() {
 			if err := t.Memory.ShareWith(t, t.Parent); err != nil {
 				return nil, fmt.Errorf("task %d: %w", t.Pid, err)
 			}
 		}
 	}
 	return tasks, nil
+}
+
+// startFlags does so, but for what is read out of copies.
+func (d *dumper) startFlags(tasks []*collectors.Task) {
+	for _, t := range tasks {
+		if t.HasMemory() && !d.readsLater(t) {
+			t.Memory.ReadFlags(t)
+		}
+	}
 }
 
 // memoryWorkers is how many tasks are stored at the same time. One large task is split among processors by itself.

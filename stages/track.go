@@ -186,9 +186,15 @@ func (d *dumper) trackMemory(s *pipeline.Stage, tasks []*collectors.Task) ([]*co
 	if err := d.beginTracking(s); err != nil {
 		return nil, err
 	}
-	err := spread.Range(len(live), 1, func(i int) error { return tr.list(&tr.tasks[i]) })
+	err := spread.Range(len(live), 1, func(i int) error { return d.follow(s, &tr.tasks[i]) })
+	if err == nil && !d.memory.ahead && dirty.Kernel() == dirty.WriteProtect { // clear_refs would have to wait for it
+		d.startFlags(live)
+	}
+	if err == nil {
+		err = spread.Range(len(live), 1, func(i int) error { return tr.list(&tr.tasks[i]) })
+	}
 	if err == nil && tr.arm {
-		err = spread.Range(len(live), 1, func(i int) error { return d.armTask(s, &tr.tasks[i]) })
+		err = spread.Range(len(live), 1, func(i int) error { return armTask(&tr.tasks[i]) })
 	}
 	return tasks, err
 }
@@ -230,19 +236,32 @@ func (tr *tracking) list(t *tracked) error {
 	return nil
 }
 
-// armTask follows a task from now on. One that has called exec since the last set needs another tracker.
-func (d *dumper) armTask(s *pipeline.Stage, t *tracked) error {
-	if t.by == nil {
-		return nil
-	}
-	err := t.task.Memory.Arm(t.task, t.by)
+// follow looks what of a task has been followed, and follows all of it if it is to be. A task that has called exec since the
+// last set needs another tracker for that.
+func (d *dumper) follow(s *pipeline.Stage, t *tracked) error {
+	err := t.task.Memory.Follow(t.task, t.by, d.track.arm)
 	if errors.Is(err, dirty.ErrGone) {
 		t.by.Close()
-		if err = d.newTrackers(s, []*tracked{t}); err == nil && t.by != nil {
-			err = t.task.Memory.Arm(t.task, t.by)
+		t.by, err = nil, nil
+		if d.track.arm {
+			err = d.newTrackers(s, []*tracked{t})
+		}
+		if err == nil {
+			err = t.task.Memory.Follow(t.task, t.by, d.track.arm)
 		}
 	}
 	if err != nil {
+		return fmt.Errorf("task %d: %w", t.task.Pid, err)
+	}
+	return nil
+}
+
+// armTask begins a new period for a task.
+func armTask(t *tracked) error {
+	if t.by == nil {
+		return nil
+	}
+	if err := t.task.Memory.Arm(t.task, t.by); err != nil {
 		return fmt.Errorf("task %d: %w", t.task.Pid, err)
 	}
 	return nil

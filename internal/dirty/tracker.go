@@ -98,7 +98,7 @@ func (t *Tracker) Categories() pagemap.Category {
 }
 
 // Clean says whether pages of these categories have not been written since the last Arm; ofFile says that what shows
-// where a page is missing is not zeros. It holds for mappings that the tracker Owns.
+// where a page is missing is not zeros. It holds for mappings that Take did not find to be somebody else's.
 func (t *Tracker) Clean(c pagemap.Category, ofFile bool) bool {
 	if t.soft {
 		return c&pagemap.SoftDirty == 0
@@ -106,30 +106,35 @@ func (t *Tracker) Clean(c pagemap.Category, ofFile bool) bool {
 	return c&(pagemap.WPAllowed|pagemap.Written) == pagemap.WPAllowed && (!ofFile || c&pagemap.Present != 0)
 }
 
-// Stale says whether pages of these categories have marks of a time when their mapping was somewhere else.
-func (t *Tracker) Stale(c pagemap.Category) bool {
-	return !t.soft && c&(pagemap.WPAllowed|pagemap.Written) == 0
+// Take sees to it that the mappings in spans, which ascend, are followed, before the task's pages are listed; without more
+// only those that are already, which changes nothing but tells whose they are. In mappings that are Theirs or Fresh no page
+// is to be taken for clean. The error is ErrGone if the tracker is of an address space that the task has left.
+//
+// It waits for whoever reads smaps of the task, and who reads smaps waits for it; Arm does without that.
+func (t *Tracker) Take(pm *pagemap.Map, spans []Span, more bool) (taken Taken, err error) {
+	if t.soft {
+		return taken, nil
+	}
+	return t.uffd.take(pm, spans, more)
 }
 
-// Owns says whether a mapping with pages that seem to be clean is followed by this tracker and not by another
-// userfaultfd. It must not be asked of others: it would take them.
-func (t *Tracker) Owns(s Span) bool {
-	return t.soft || t.uffd.register(s.Start, s.End) == nil
+// Taken is what came of Take, in ascending order.
+type Taken struct {
+	Theirs []Span // watched by another userfaultfd
+	Fresh  []Span // not followed before
 }
 
-// Arm begins a new period for the task's mappings, while it stands still: nothing is written from now on. spans are its
-// mappings with pages of its own, in ascending order; stale are those of them with pages that are Stale. The error is
-// ErrGone if the tracker is of an address space that the task has left. Those of spans that another userfaultfd watches are
-// returned, where this way comes to know them.
-func (t *Tracker) Arm(pm *pagemap.Map, spans, stale []Span) (busy []Span, err error) {
+// Arm begins a new period for the task's mappings, while it stands still: nothing is written from now on. spans are those
+// of its mappings that were taken, in ascending order; stale are the fresh ones with pages that seem to be clean.
+func (t *Tracker) Arm(pm *pagemap.Map, spans, stale []Span) error {
 	if !t.soft {
 		return t.uffd.protect(pm, spans, stale)
 	}
 	name := fmt.Sprintf("/proc/%d/clear_refs", t.pid)
 	f, err := os.OpenFile(name, os.O_WRONLY, 0)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	_, err = f.WriteString("4")
-	return nil, errors.Join(err, f.Close())
+	return errors.Join(err, f.Close())
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"unsafe"
 
 	"cryo/internal/pagemap"
@@ -83,67 +82,59 @@ func (s Span) own() pagemap.Query {
 	return pagemap.OwnAnonymous // takes the kernel a tenth of the time
 }
 
-// protect begins a new period for spans, which ascend: what is the task's own in them is not written from now on. stale
-// are parts of them that are not registered yet and have protected pages nevertheless: kernels before 6.14 leave the bits
-// when mremap moves a mapping. Mappings that cannot be registered are left out; they will not be Allowed. Those of another
-// userfaultfd are returned.
-func (u uffd) protect(pm *pagemap.Map, spans, stale []Span) (busy []Span, err error) {
-	taken, busy, err := u.registerAll(spans)
-	if err != nil {
-		return nil, err
-	}
-	for _, s := range stale {
-		if slices.Contains(busy, s) {
-			continue // the marks are that one's
+// followed selects pages of mappings that are registered, with us or somebody else. The kernel does not look into others.
+var followed = pagemap.Query{Mask: pagemap.WPAllowed, AnyOf: pagemap.Present | pagemap.Swapped}
+
+// take registers spans, without more only those with pages that are registered already, be it with somebody else. Mappings
+// that cannot be registered are left out: they will not be Allowed. What is registered and not with us is somebody else's.
+func (u uffd) take(pm *pagemap.Map, spans []Span, more bool) (taken Taken, err error) {
+	for _, s := range spans {
+		known, err := pm.Any(s.Start, s.End, followed)
+		if err != nil {
+			return taken, err
 		}
-		if err := u.clear(s.Start, s.End); err != nil && !errors.Is(err, unix.ENOENT) {
-			return nil, fmt.Errorf("take write protection off %x-%x: %w", s.Start, s.End, err)
+		if !known && !more {
+			continue
+		}
+		switch err := u.register(s.Start, s.End); {
+		case errors.Is(err, unix.ESRCH):
+			return taken, ErrGone
+		case errors.Is(err, unix.EBUSY) || err != nil && known:
+			taken.Theirs = append(taken.Theirs, s)
+		case err == nil && !known:
+			taken.Fresh = append(taken.Fresh, s)
 		}
 	}
-	for _, s := range taken {
-		if err := pm.Protect(s.Start, s.End, s.own()); err != nil {
-			return nil, err
-		}
-	}
-	return busy, nil
+	return taken, nil
 }
 
-// registerAll registers spans, one call for those that follow each other directly, and returns ranges that hold those
-// that were taken and no mapping that may belong to somebody else's userfaultfd; busy are those that do.
-func (u uffd) registerAll(spans []Span) (taken, busy []Span, err error) {
-	add := func(s Span) {
-		if n := len(taken); n > 0 && taken[n-1].End == s.Start && taken[n-1].File == s.File {
-			taken[n-1].End = s.End
-			return
+// protect begins a new period for spans, which ascend: what is the task's own in them is not written from now on. stale
+// have protected pages of a time before they were registered: kernels before 6.14 leave the bits when mremap moves a
+// mapping.
+func (u uffd) protect(pm *pagemap.Map, spans, stale []Span) error {
+	for _, s := range stale {
+		if err := u.clear(s.Start, s.End); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("take write protection off %x-%x: %w", s.Start, s.End, err)
 		}
-		taken = append(taken, s)
 	}
-	for len(spans) > 0 {
-		n, run := 1, spans[0]
-		for n < len(spans) && spans[n].Start == run.End && spans[n].File == run.File {
-			run.End = spans[n].End
-			n++
+	for _, s := range joined(spans) {
+		if err := pm.Protect(s.Start, s.End, s.own()); err != nil {
+			return err
 		}
-		switch err := u.register(run.Start, run.End); {
-		case err == nil:
-			add(run)
-		case errors.Is(err, unix.ESRCH):
-			return nil, nil, ErrGone
-		default:
-			for _, s := range spans[:n] {
-				if n > 1 {
-					err = u.register(s.Start, s.End)
-				}
-				if err == nil {
-					add(s)
-				} else if errors.Is(err, unix.EBUSY) {
-					busy = append(busy, s)
-				}
-			}
-		}
-		spans = spans[n:]
 	}
-	return taken, busy, nil
+	return nil
+}
+
+// joined puts spans together that follow each other directly.
+func joined(spans []Span) (list []Span) {
+	for _, s := range spans {
+		if n := len(list); n > 0 && list[n-1].End == s.Start && list[n-1].File == s.File {
+			list[n-1].End = s.End
+			continue
+		}
+		list = append(list, s)
+	}
+	return list
 }
 
 // ErrGone says that the address space of a userfaultfd is no more: its task has called exec, or ended.

@@ -23,33 +23,43 @@ func TestSpeedIncremental(t *testing.T) {
 	t.Run("throughput", func(t *testing.T) { dirtierThroughput(t, mib) })
 }
 
+// incrementalRounds is how often each is measured.
+const incrementalRounds = 7
+
 // incrementalTime compares dumps of memory of which little is written in between.
 func incrementalTime(t *testing.T, mib int) {
 	const pages = 256 // a MiB
-	target := tools.StartWorkload(t, "dirtier", strconv.Itoa(mib), "1000")
+	target := tools.StartWorkload(t, "dirtier", strconv.Itoa(mib), "4000")
 	c := benchChain(t, target)
-	c.Dump("--leave-running")
+	run := func(images, verb string, extra ...string) time.Duration {
+		return Must(t, filepath.Join(images, "dump.log"), append([]string{tools.Criu, verb, "-t", strconv.Itoa(target.Pid),
+			"-D", images, "-o", "dump.log"}, extra...)...).Wall
+	}
+	next := func(verb string, extra ...string) (took time.Duration, size int64) {
+		images, options := c.next()
+		took = run(images, verb, append(options, extra...)...)
+		os.RemoveAll(filepath.Join(c.dir, strconv.Itoa(c.sets-1))) // the set before this one
+		return took, pagesOf(t, images)
+	}
+	next("dump", "--leave-running")
 	var whole, part, ahead []time.Duration
 	var size int64
-	for range 5 {
+	for range incrementalRounds {
 		images := benchDir(t)
-		began := time.Now()
-		target.Dump(tools.Criu, images, "--leave-running")
-		whole = append(whole, time.Since(began))
+		whole = append(whole, run(images, "dump", "--leave-running"))
 		os.RemoveAll(images)
+		next("pre-dump") // what was written meanwhile is not to be counted
 		awaitWrites(t, target, uint64(mib*pages/100))
-		began = time.Now()
-		images = c.Dump("--leave-running")
-		part = append(part, time.Since(began))
-		size = pagesOf(t, images)
+		var took time.Duration
+		took, size = next("dump", "--leave-running")
+		part = append(part, took)
 		awaitWrites(t, target, uint64(mib*pages/100))
-		began = time.Now()
-		c.PreDump()
-		ahead = append(ahead, time.Since(began))
+		took, _ = next("pre-dump")
+		ahead = append(ahead, took)
 	}
 	w, p, a := middle(whole), middle(part), middle(ahead)
-	fmt.Printf("%d MiB dumped whole in %v; with %d MiB of it written since the last set in %v, %.1f %%; pre-dumped in %v, %.1f %%\n",
-		mib, w, size>>20, p, 100*float64(p)/float64(w), a, 100*float64(a)/float64(w))
+	fmt.Printf("%d MiB dumped whole in %v; with %.1f MiB of it (%.1f %%) written since the last set in %v, %.1f %%; pre-dumped in %v, %.1f %%\n",
+		mib, w, float64(size)/(1<<20), 100*float64(size)/float64(mib<<20), p, 100*float64(p)/float64(w), a, 100*float64(a)/float64(w))
 }
 
 // dirtierThroughput counts what a program gets done while it is pre-dumped every second.
