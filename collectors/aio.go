@@ -40,7 +40,7 @@ func (m *Memory) askRings(t *Task, programs *SelfWriting) error {
 			asked[i] = b.Call(unix.SYS_IO_GETEVENTS, remote.Imm(m.maps[i].Start), remote.Imm(0), remote.Imm(0), remote.Imm(0), remote.Imm(0))
 		}
 	}
-	res, err := programs.run(t, b.Program())
+	res, err := programs.run(t.Session, b.Program())
 	if err != nil {
 		return err
 	}

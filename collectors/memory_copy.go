@@ -9,6 +9,7 @@ import (
 
 	"cryo/internal/pagecopy"
 	"cryo/internal/pagemap"
+	"cryo/internal/remote"
 	"cryo/internal/vma"
 
 	"golang.org/x/sys/unix"
@@ -21,11 +22,12 @@ import (
 // 4.14; MAP_DROPPABLE, 6.11). Private huge pages of hugetlbfs are in the copy, but the kernel takes them away from it when
 // there are no others for the task to write to. The ring of an AIO context is shared with the task.
 type memoryCopy struct {
-	pid  int
-	runs []keptRun // ascending
-	at   []bool    // by mapping: it is in runs, all of it
-	file *os.File  // nil: no runs
-	size int64
+	pid     int
+	session *remote.Session // of the copy
+	runs    []keptRun       // ascending
+	at      []bool          // by mapping: it is in runs, all of it
+	file    *os.File        // nil: no runs
+	size    int64
 }
 
 // keptRun is memory that was copied into the file.
@@ -40,13 +42,13 @@ const maxKept = 1 << 16
 // errManyRuns says that a copy lacks too much, in too many pieces.
 var errManyRuns = errors.New("what is not handed on by a fork is in too many pieces")
 
-// HandOver makes DumpPages and the flags of mappings come from a copy-on-write copy of the task, which is task pid. The task
+// HandOver makes DumpPages and the flags of mappings come from a copy-on-write copy of the task. The task
 // still stands still; it may go on when HandOver has returned. What the copy has not goes into a file that spill makes.
-func (m *Memory) HandOver(ctx context.Context, t *Task, pid int, spill func() (*os.File, error), self *SelfWriting) error {
+func (m *Memory) HandOver(ctx context.Context, t *Task, to *remote.Copy, spill func() (*os.File, error), self *SelfWriting) error {
 	if err := m.askRings(t, self); err != nil {
 		return err
 	}
-	h, err := newHandOver(ctx, m, t, pid, spill)
+	h, err := newHandOver(ctx, m, t, to, spill)
 	if err != nil {
 		return err
 	}
@@ -64,7 +66,7 @@ func (m *Memory) HandOver(ctx context.Context, t *Task, pid int, spill func() (*
 		}
 	}
 	if !m.flagged && !m.small(t) {
-		m.flagsFrom(flagsOf(pid))
+		m.flagsFrom(flagsOf(to.PID))
 	}
 	m.copy, m.guards = h.copy, h.guards
 	return nil
@@ -98,13 +100,13 @@ type handOver struct {
 	guards   []pagemap.Region
 }
 
-func newHandOver(ctx context.Context, m *Memory, t *Task, pid int, spill func() (*os.File, error)) (h *handOver, err error) {
-	h = &handOver{ctx: ctx, m: m, copy: &memoryCopy{pid: pid, at: make([]bool, len(m.maps))}, spill: spill, task: t.Pages()}
-	if h.copied, err = vma.List(pid); err == nil {
+func newHandOver(ctx context.Context, m *Memory, t *Task, to *remote.Copy, spill func() (*os.File, error)) (h *handOver, err error) {
+	h = &handOver{ctx: ctx, m: m, copy: &memoryCopy{pid: to.PID, session: to.Session, at: make([]bool, len(m.maps))}, spill: spill, task: t.Pages()}
+	if h.copied, err = vma.List(to.PID); err == nil {
 		h.from, err = pagemap.Open(t.Pid)
 	}
 	if err == nil {
-		h.to, err = pagemap.Open(pid)
+		h.to, err = pagemap.Open(to.PID)
 	}
 	if err != nil {
 		h.close()

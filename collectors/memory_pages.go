@@ -62,7 +62,7 @@ func (m *Memory) DumpPages(ctx context.Context, t *Task, dst PageDest, stats *Me
 		defer sender.close()
 		copier.LetSourceSend(sender)
 	}
-	if lender := self.lender(task, t); lender != nil && m.copy == nil {
+	if lender := self.lender(task, t, m.copy); lender != nil {
 		copier.LetSourceLend(lender)
 	}
 	defer func() {
@@ -290,7 +290,7 @@ func (m *Memory) pages(i int, start, end uint64) pagecopy.Range {
 	return pagecopy.Range{
 		Addr: start, Len: end - start, Flags: m.lazy(i),
 		KeepZero: m.keepZero || mp.HasFile() && m.kinds[i] != vma.Anonymous,
-		Force:    mp.Prot&unix.PROT_READ == 0,
+		Force:    mp.Prot&unix.PROT_READ == 0 || m.copy.holds(i), // what has been kept aside no task can read by itself
 	}
 }
 
@@ -318,7 +318,7 @@ func (w *walker) until(addr uint64) error {
 			continue
 		}
 		// A zero page may be left out of neither: nothing but the image says what is in them.
-		r := pagecopy.Range{Addr: mp.Start, Len: mp.Len(), KeepZero: true, Force: mp.Prot&unix.PROT_READ == 0}
+		r := pagecopy.Range{Addr: mp.Start, Len: mp.Len(), KeepZero: true, Force: mp.Prot&unix.PROT_READ == 0 || kept}
 		if err := w.put(r); err != nil {
 			return err
 		}

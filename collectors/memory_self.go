@@ -34,7 +34,8 @@ type SelfWriting struct {
 	links  map[string]string // the tool's own procLinks
 	groups string            // its control groups, as /proc tells them
 
-	// Lends says whether pages may go into a pipe by reference: no task writes to them again. nil: they may not.
+	// Lends says whether pages of a task, and not of a copy of it, may go into a pipe by reference: no task writes to them again.
+	// nil: they may not.
 	Lends func() bool
 }
 
@@ -67,7 +68,7 @@ func (w *selfWriter) Ready() bool { return w.ready() }
 
 // mayWrite says whether nothing of the task stands against its writing a file. What cannot be found out does.
 func (by *SelfWriting) mayWrite(t *Task) bool {
-	if !by.mayOpen(t) {
+	if !t.Session.CrashSafe() || !by.mayOpen(t) {
 		return false
 	}
 	limits, err := t.Proc.Limits()
@@ -79,12 +80,13 @@ func (by *SelfWriting) mayWrite(t *Task) bool {
 }
 
 // mayOpen says whether a task may open what the tool has open.
-func (by *SelfWriting) mayOpen(t *Task) bool { return mayRun(t) && by.seesSameProc(t) }
+func (by *SelfWriting) mayOpen(t *Task) bool { return filterless(t) && by.seesSameProc(t) }
 
 // mayRun says whether a task may run programs that take long: it goes on by itself if the tool dies meanwhile.
-func mayRun(t *Task) bool {
-	return t.Session.CrashSafe() && t.Status != nil && t.Status.Seccomp == 0
-}
+func mayRun(t *Task) bool { return t.Session.CrashSafe() && filterless(t) }
+
+// filterless says whether no filter of the task's own stands in the way of system calls.
+func filterless(t *Task) bool { return t.Status != nil && t.Status.Seccomp == 0 }
 
 // seesSameProc says whether /proc/PID means the same to the task and to the tool.
 func (by *SelfWriting) seesSameProc(t *Task) bool {
@@ -117,8 +119,7 @@ func (w *selfWriter) WritePages(f *os.File, ranges []pagecopy.Range, off int64) 
 		remote.Imm(unix.O_WRONLY|unix.O_CLOEXEC), remote.Imm(0)).Must()
 	written := b.Call(unix.SYS_PWRITEV, fd, b.Bytes(iov), remote.Imm(len(ranges)), remote.Imm(off), remote.Imm(0))
 	b.Call(unix.SYS_CLOSE, fd)
-	program := b.Program()
-	res, err := w.by.run(w.task, program)
+	res, err := w.by.run(w.task.Session, b.Program())
 	if err != nil {
 		return 0
 	}
@@ -129,10 +130,10 @@ func (w *selfWriter) WritePages(f *os.File, ranges []pagecopy.Range, off int64) 
 	return n
 }
 
-// run runs a program in a task, on the thread that traces it.
-func (by *SelfWriting) run(t *Task, p *remote.Program) (res *remote.Results, err error) {
+// run runs a program on the thread that traces its task.
+func (by *SelfWriting) run(s *remote.Session, p *remote.Program) (res *remote.Results, err error) {
 	err = by.trace(func() error {
-		res, err = t.Session.Run(p)
+		res, err = s.Run(p)
 		return err
 	})
 	return res, err

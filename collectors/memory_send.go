@@ -85,7 +85,7 @@ func (s *selfSender) SendPages(ctx context.Context, to syscall.Conn, r pagecopy.
 		s.hand(ctx, to, ended)
 	}()
 	program, left := s.program(r)
-	res, err := s.by.run(s.task, program)
+	res, err := s.by.run(s.task.Session, program)
 	close(ended)
 	s.door.SetDeadline(time.Unix(1, 0))
 	<-handed

@@ -2,6 +2,7 @@ package sinks
 
 import (
 	"encoding/binary"
+	"fmt"
 	"hash/crc32"
 	"io"
 	"os"
@@ -16,6 +17,8 @@ type spliced interface {
 	splices() bool
 	seed(n int) uint32
 	splice(pipe, n int, sum uint32) error
+	// settle waits until nobody can change what was spliced.
+	settle() error
 }
 
 // outPipe is a pipe that a stream goes to, into which splice(2) moves what lies in another one: pages of a task by reference.
@@ -125,6 +128,18 @@ func (f *streamFile) splice(pipe, n int, sum uint32) error {
 	f.size += uint64(n)
 	f.s.bytes += uint64(n)
 	return nil
+}
+
+// settle implements spliced.
+func (f *streamFile) settle() error {
+	f.s.mu.Lock()
+	defer f.s.mu.Unlock()
+	if f.s.err == nil {
+		if err := f.s.w.(*onePipe).pipe.drain(); err != nil {
+			f.s.err = fmt.Errorf("write stream: %w", err)
+		}
+	}
+	return f.s.err
 }
 
 // splice writes a frame whose payload lies in a pipe.

@@ -154,15 +154,10 @@ func (s *Stream) commit(inventory []byte) error {
 	return nil
 }
 
-// end sends the frame of the commit, when nobody can change what has been sent before it.
+// end sends the frame of the commit.
 func (s *Stream) end() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if one, ok := s.w.(*onePipe); ok && one.pipe != nil {
-		if err := errors.Join(one.flush(), one.pipe.drain()); err != nil {
-			return fmt.Errorf("write stream: %w", err)
-		}
-	}
 	payload := binary.LittleEndian.AppendUint64(nil, s.frames)
 	payload = binary.LittleEndian.AppendUint64(payload, s.bytes)
 	if err := s.putLocked(frame{0, frameCommit, payload}); err != nil {

@@ -194,6 +194,7 @@ type streamPagemap struct {
 	enc     *image.Encoder
 	parent  *parentRuns // nil: no parent
 	written int64
+	spliced bool // some of it
 }
 
 func newStreamPagemap(set image.Creator, kind image.PagemapKind, id uint64, pagesID uint32, parent *parentRuns) (*streamPagemap, error) {
@@ -245,6 +246,7 @@ func (p *streamPagemap) Seed(n int) uint32 { return p.pages.(spliced).seed(n) }
 
 // Splice implements pagecopy.Piped.
 func (p *streamPagemap) Splice(pipe, n int, sum uint32) error {
+	p.spliced = true
 	p.written += int64(n)
 	return p.pages.(spliced).splice(pipe, n, sum)
 }
@@ -253,7 +255,11 @@ func (p *streamPagemap) Close() error {
 	if p.parent != nil {
 		defer p.parent.Close()
 	}
-	return errors.Join(p.finish(p.written), p.enc.Flush(), p.maps.Close(), p.pages.Close())
+	var settled error
+	if p.spliced {
+		settled = p.pages.(spliced).settle()
+	}
+	return errors.Join(settled, p.finish(p.written), p.enc.Flush(), p.maps.Close(), p.pages.Close())
 }
 
 // StreamerSource is a set that comes from criu-image-streamer. The streamer gives out each file once, so they

@@ -118,7 +118,7 @@ func (d *dumper) makeCopies(s *pipeline.Stage, tasks []*collectors.Task) error {
 	}
 	for i := 0; i < len(tasks) && cause == nil; i++ {
 		t := tasks[i]
-		cause = t.Memory.HandOver(s.Context(), t, d.copies.of[t].PID, d.spill, d.memory.self)
+		cause = t.Memory.HandOver(s.Context(), t, d.copies.of[t], d.spill, d.memory.self)
 	}
 	if cause == nil {
 		return nil

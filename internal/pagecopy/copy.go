@@ -234,7 +234,9 @@ func (c *Copier) Close() error {
 		batches.Put(<-c.free)
 	}
 	if c.lend != nil {
-		c.lend.close()
+		if lerr := c.lend.close(); err == nil {
+			err = lerr
+		}
 	}
 	return err
 }
@@ -278,6 +280,9 @@ func (c *Copier) move(b *batch) error {
 		return err
 	}
 	if err := c.await(b); err != nil {
+		return err
+	}
+	if err := c.lend.settle(); err != nil {
 		return err
 	}
 	kept, err := c.announce(b, buf)

@@ -1,7 +1,6 @@
 package pagecopy
 
 import (
-	"errors"
 	"os"
 
 	"cryo/internal/image"
@@ -22,77 +21,145 @@ type Piped interface {
 	Splice(pipe int, n int, sum uint32) error
 }
 
-// Lender is a source that can put its pages into a pipe by reference (vmsplice(2)), and make a checksum of them where they are.
-// They have to stay as they are until the pipe's reader has them.
+// Lender is a source that can put its pages into pipes by reference (vmsplice(2)), and make checksums of them where they are.
+// They have to stay as they are until the reader of the destination has them.
 type Lender interface {
 	// Ready and Dense are those of Self.
 	Ready() bool
 	Dense(addr, n uint64) bool
-	// LendPages puts the ranges into an empty pipe that has room for them, and returns what becomes of the register of a CRC-32C.
-	// After an error there may be something in the pipe.
-	LendPages(pipe int, ranges []Range, seed uint32) (sum uint32, err error)
+	// LendPages puts the ranges of each lot into its pipe, which is empty and has room for them. After an error there may be
+	// something in the pipes.
+	LendPages(lots []Lot) error
 }
+
+// Lot is what goes into one pipe.
+type Lot struct {
+	Ranges []Range
+	Sum    uint32 // the register of a CRC-32C before the ranges, and then behind them
+
+	pipe [2]int
+	n    int // bytes of the ranges
+}
+
+// Pipe is the descriptor to write to.
+func (l *Lot) Pipe() int { return l.pipe[1] }
 
 // lending is what a copier needs to have pages lent.
 type lending struct {
-	from Lender
-	to   Piped
-	free chan *passage // those that are not in use, two in all: one is filled while the other is emptied
-	size int           // bytes that one has room for
+	from  Lender
+	to    Piped
+	size  int            // bytes that one pipe has room for
+	free  chan *passage  // those that are not in use
+	full  chan *passage  // those that are to be emptied, in their order
+	group errgroup.Group // empties them
+	err   error          // of that; whoever has all passages may read it
 }
 
-// passage is the pipe between a source and a destination: what goes wrong in the source leaves nothing in the destination's.
-type passage struct{ r, w int }
-
-// lentFrame is what lies in a passage.
-type lentFrame struct {
-	*passage
-	n   int
-	sum uint32
+// passage is pipes between a source and a destination: what goes wrong in the source leaves nothing in the destination's. The
+// source fills all of them at once, because to have it do something takes longer than filling one.
+type passage struct {
+	lots [lotsAtOnce]Lot
+	used int
 }
 
-// passageSize is as much as a pipe of anybody may have (fs.pipe-max-size).
-const passageSize = 1 << 20
+const (
+	lotsAtOnce = 4
+	passages   = 2       // one is filled while the other is emptied
+	lotSize    = 1 << 20 // as much as a pipe of anybody may have (fs.pipe-max-size)
+)
 
 func openPassage() (*passage, error) {
-	var p [2]int
-	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
-		return nil, os.NewSyscallError("pipe2", err)
+	p := &passage{}
+	for i := range p.lots {
+		if err := p.lots[i].open(); err != nil {
+			p.close()
+			return nil, err
+		}
 	}
-	_, _ = unix.FcntlInt(uintptr(p[1]), unix.F_SETPIPE_SZ, passageSize) // as much as there is does
-	return &passage{p[0], p[1]}, nil
+	return p, nil
+}
+
+func (l *Lot) open() error {
+	if err := unix.Pipe2(l.pipe[:], unix.O_CLOEXEC); err != nil {
+		return os.NewSyscallError("pipe2", err)
+	}
+	_, _ = unix.FcntlInt(uintptr(l.pipe[1]), unix.F_SETPIPE_SZ, lotSize) // as much as there is does
+	return nil
 }
 
 func (p *passage) close() {
-	unix.Close(p.r)
-	unix.Close(p.w)
+	for _, l := range p.lots {
+		if l.pipe != [2]int{} {
+			unix.Close(l.pipe[0])
+			unix.Close(l.pipe[1])
+		}
+	}
 }
 
 // LetSourceLend makes the copier have what it may lent by the source. It comes before the first Put.
-func (c *Copier) LetSourceLend(l Lender) {
+func (c *Copier) LetSourceLend(from Lender) {
 	to, ok := c.dst.(Piped)
 	if !ok || !to.Splices() {
 		return
 	}
-	lend := &lending{from: l, to: to, free: make(chan *passage, 2)}
-	for range cap(lend.free) {
+	l := &lending{from: from, to: to, size: lotSize, free: make(chan *passage, passages), full: make(chan *passage, passages)}
+	for range passages {
 		p, err := openPassage()
-		if err != nil {
-			lend.close()
+		if err != nil { // all is read then
+			l.closePipes()
 			return
 		}
-		lend.free <- p
-		lend.size, err = unix.FcntlInt(uintptr(p.w), unix.F_GETPIPE_SZ, 0)
-		if err != nil {
-			lend.close()
-			return
+		l.free <- p
+		for i := range p.lots {
+			size, err := unix.FcntlInt(uintptr(p.lots[i].Pipe()), unix.F_GETPIPE_SZ, 0)
+			if err != nil {
+				l.closePipes()
+				return
+			}
+			l.size = min(l.size, size)
 		}
 	}
-	lend.size = min(lend.size, passageSize)
-	c.self, c.lend, c.moveSelf = l, lend, c.moveLent
+	l.group.Go(l.empty)
+	c.self, c.lend, c.moveSelf = from, l, c.moveLent
 }
 
-func (l *lending) close() {
+// empty moves what is in passages into the destination. After an error it goes on without, so that nobody waits for ever.
+func (l *lending) empty() error {
+	for p := range l.full {
+		for _, lot := range p.lots[:p.used] {
+			if l.err == nil {
+				l.err = l.to.Splice(lot.pipe[0], lot.n, lot.Sum)
+			}
+		}
+		l.free <- p
+	}
+	return l.err
+}
+
+// settle waits until all that was lent is in the destination: something else is to follow it. nil has lent nothing.
+func (l *lending) settle() error {
+	if l == nil {
+		return nil
+	}
+	var all []*passage
+	for range passages {
+		all = append(all, <-l.free)
+	}
+	err := l.err
+	for _, p := range all {
+		l.free <- p
+	}
+	return err
+}
+
+func (l *lending) close() error {
+	close(l.full)
+	err := l.group.Wait()
+	l.closePipes()
+	return err
+}
+
+func (l *lending) closePipes() {
 	for range len(l.free) {
 		(<-l.free).close()
 	}
@@ -104,53 +171,48 @@ func (c *Copier) moveLent(b *batch) error {
 		return err
 	}
 	done, err := c.lend.batch(b.ranges)
-	if err == nil {
-		c.stats.Self.Add(done / pageSize)
-		err = c.rest(b.ranges, b.buffer(), done, func(part []byte, _ uint64) error {
+	if err != nil {
+		return err
+	}
+	c.stats.Self.Add(done / pageSize)
+	if done < uint64(b.bytes) {
+		if err := c.lend.settle(); err != nil {
+			return err
+		}
+		if err := c.rest(b.ranges, b.buffer(), done, func(part []byte, _ uint64) error {
 			_, err := c.dst.Write(part)
 			return err
-		})
+		}); err != nil {
+			return err
+		}
 	}
-	if err == nil {
-		close(b.placed)
-	}
-	return err
+	close(b.placed)
+	return nil
 }
 
-// batch returns how many bytes were lent.
+// batch returns how many bytes were lent. What the source cannot do is no error.
 func (l *lending) batch(ranges []Range) (done uint64, err error) {
-	full := make(chan lentFrame, cap(l.free))
-	var emptied errgroup.Group
-	emptied.Go(func() (failed error) {
-		for f := range full {
-			if failed == nil {
-				failed = l.to.Splice(f.r, f.n, f.sum)
-			}
-			l.free <- f.passage
-		}
-		return failed
-	})
-	var broken error
 	for len(ranges) > 0 {
-		var part []Range
-		var n int
-		part, ranges, n = firstBytes(ranges, l.size)
 		p := <-l.free
-		sum, err := l.from.LendPages(p.w, part, l.to.Seed(n))
-		if err != nil { // the caller does it otherwise
+		size := 0
+		for p.used = 0; p.used < len(p.lots) && len(ranges) > 0; p.used++ {
+			lot := &p.lots[p.used]
+			lot.Ranges, ranges, lot.n = firstBytes(ranges, l.size)
+			lot.Sum = l.to.Seed(lot.n)
+			size += lot.n
+		}
+		if err := l.from.LendPages(p.lots[:p.used]); err != nil {
 			p.close()
 			if p, err = openPassage(); err != nil {
-				broken = err
-				break
+				p = &passage{} // the other side waits for it
 			}
 			l.free <- p
-			break
+			return done, err
 		}
-		full <- lentFrame{p, n, sum}
-		done += uint64(n)
+		l.full <- p
+		done += uint64(size)
 	}
-	close(full)
-	return done, errors.Join(broken, emptied.Wait())
+	return done, nil
 }
 
 // firstBytes divides ranges behind their first n bytes, or as many as they have.

@@ -27,6 +27,9 @@ type Task struct {
 // NewTask returns the memory of task pid.
 func NewTask(pid int) *Task { return &Task{pid: pid} }
 
+// PID is the task's.
+func (t *Task) PID() int { return t.pid }
+
 // Close gives back what was opened.
 func (t *Task) Close() error {
 	if t.mem == nil {
