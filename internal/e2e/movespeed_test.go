@@ -72,56 +72,67 @@ func times(n int, each func() []time.Duration) []time.Duration {
 
 type printer = func(name string, took time.Duration, beside string, theirs time.Duration, size int64)
 
-// streamTime moves a tree through a pipe, and through a directory.
+// streamTime moves a tree through a pipe, and through a directory. The limit is a program that hands as much of its own memory to a
+// pipe by vmsplice(2), without a byte more. Times are of whole commands, until the reader has ended too; those of dumps that end
+// the tree, and of its limit, have the end of the memory in them.
 func streamTime(t *testing.T, print printer) {
-	m := times(3, func() []time.Duration {
-		target := tools.StartWorkload(t, "bigmem", "1024")
+	const mib = 1024
+	m := times(5, func() []time.Duration {
+		target := tools.StartWorkload(t, "bigmem", strconv.Itoa(mib))
 		images := benchDir(t)
 		defer os.RemoveAll(images)
 		dump := target.Dump(tools.Criu, images).Wall
 		restore := target.Restore(tools.Criu, images).Wall
-		target.Tree()
-		stream, piped := pipeTime(t, target, images)
+		snapshot, _ := pipeTime(t, target, images, exec.Command("cat"), "--leave-running")
+		move, _ := pipeTime(t, target, images, exec.Command(tools.Criu, "restore", "-d", "-D", "-", "-W", images, "-o", "restore.log"))
 		target.Go()
-		return []time.Duration{piped, dump + restore, stream, dump}
+		target = tools.StartWorkload(t, "bigmem", strconv.Itoa(mib))
+		killed, cpu := pipeTime(t, target, images, exec.Command("cat"))
+		limit := vmspliceTime(t, mib<<20)
+		return []time.Duration{move, dump + restore, snapshot, limit.moved, killed, limit.ended, cpu, limit.cpu, dump}
 	})
 	print("1 GiB: dump | restore", m[0], "dump, restore by a directory", m[1], 0)
-	print("1 GiB: dump into a pipe that cat reads", m[2], "dump into a directory", m[3], 0)
+	print("1 GiB: dump --leave-running | cat", m[2], "its bytes by vmsplice", m[3], 0)
+	print("1 GiB: dump | cat", m[4], "its bytes by vmsplice, and its end", m[5], 0)
+	print("1 GiB: dump | cat", m[4], "dump into a directory", m[8], 0)
+	print("1 GiB: dump | cat, processor time but of cat", m[6], "by vmsplice, and its end", m[7], 0)
 }
 
-// pipeTime measures a snapshot into cat, and then a move through a pipe.
-func pipeTime(t *testing.T, target *Target, work string) (cat, move time.Duration) {
+// pipeTime measures a dump into the standard input of a program: until both have ended, and what processor time it takes, that of the
+// tree meanwhile included, and of the reader not.
+func pipeTime(t *testing.T, target *Target, work string, sink *exec.Cmd, extra ...string) (took, cpu time.Duration) {
 	t.Helper()
-	pipe := func(sink *exec.Cmd, extra ...string) time.Duration {
-		r, w, err := os.Pipe()
-		if err != nil {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	target.Tree()
+	before := childrenCPU() + cpuOf(t, target.Pid)
+	var said bytes.Buffer
+	dump := exec.Command(tools.Criu, append([]string{"dump", "-t", strconv.Itoa(target.Pid), "-D", "-", "-W", work, "-o", "dump.log"}, extra...)...)
+	dump.Stdout, dump.Stderr, sink.Stdin = w, &said, r
+	began := time.Now()
+	for _, cmd := range []*exec.Cmd{sink, dump} {
+		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		var said bytes.Buffer
-		dump := exec.Command(tools.Criu, append([]string{"dump", "-t", strconv.Itoa(target.Pid), "-D", "-", "-W", work, "-o", "dump.log"}, extra...)...)
-		dump.Stdout, dump.Stderr, sink.Stdin = w, &said, r
-		began := time.Now()
-		for _, cmd := range []*exec.Cmd{sink, dump} {
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-		}
-		r.Close()
-		w.Close()
-		if err := dump.Wait(); err != nil {
-			t.Fatalf("dump: %v: %s", err, &said)
-		}
-		if len(extra) == 0 {
-			target.reapTree()
-		}
-		if err := sink.Wait(); err != nil {
-			t.Fatalf("%v: %v", sink.Args, err)
-		}
-		return time.Since(began)
 	}
-	cat = pipe(exec.Command("cat"), "--leave-running")
-	move = pipe(exec.Command(tools.Criu, "restore", "-d", "-D", "-", "-W", work, "-o", "restore.log"))
-	return cat, move
+	r.Close()
+	w.Close()
+	if err := dump.Wait(); err != nil {
+		t.Fatalf("dump: %v: %s", err, &said)
+	}
+	if len(extra) == 0 { // the tree has ended, and a restore waits for its ids
+		for _, pid := range target.tree {
+			unix.Wait4(pid, nil, unix.WNOHANG, nil)
+		}
+	}
+	if err := sink.Wait(); err != nil {
+		t.Fatalf("%v: %v", sink.Args, err)
+	}
+	took = time.Since(began)
+	reapOrphans()
+	return took, childrenCPU() - before - sink.ProcessState.UserTime() - sink.ProcessState.SystemTime()
 }
 
 // serverTime dumps to a page server on the same machine, until that has ended.

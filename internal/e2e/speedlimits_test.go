@@ -7,9 +7,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"cryo/internal/procfs"
 
 	"golang.org/x/sys/unix"
 )
@@ -56,6 +59,107 @@ func peakRSS() int64 {
 	var usage unix.Rusage
 	unix.Getrusage(unix.RUSAGE_SELF, &usage)
 	return usage.Maxrss << 10
+}
+
+// childrenCPU is the processor time of all children that have been waited for.
+func childrenCPU() time.Duration { return rusageCPU(unix.RUSAGE_CHILDREN) }
+
+func rusageCPU(who int) time.Duration {
+	var usage unix.Rusage
+	unix.Getrusage(who, &usage)
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}
+
+// cpuOf is the processor time of a task.
+func cpuOf(t *testing.T, pid int) time.Duration {
+	t.Helper()
+	dir, err := procfs.OpenTask(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	b, err := dir.Read("schedstat") // of its first thread
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns, err := strconv.ParseInt(strings.Fields(string(b))[0], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(ns)
+}
+
+// vmspliceLimit is what it takes to hand memory to a pipe that cat reads.
+type vmspliceLimit struct {
+	moved time.Duration // until cat has ended
+	ended time.Duration // and the memory is given back
+	cpu   time.Duration // processor time of ended, but not of cat
+}
+
+// vmspliceEnv has TestVmspliceLimit measure for that many bytes.
+const vmspliceEnv = "CRYO_BENCH_VMSPLICE"
+
+// vmspliceTime has a process of its own hand so many bytes of its memory to a pipe.
+func vmspliceTime(t *testing.T, size int64) (l vmspliceLimit) {
+	out, err := again("TestVmspliceLimit", vmspliceEnv, strconv.FormatInt(size, 10)).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var test string
+	if _, err := fmt.Sscanf(string(out), "=== RUN %s\nmoved %d ended %d cpu %d", &test, &l.moved, &l.ended, &l.cpu); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return l
+}
+
+func TestVmspliceLimit(t *testing.T) {
+	size, err := strconv.Atoi(os.Getenv(vmspliceEnv))
+	if err != nil {
+		t.Skip("a part of the benchmark: make bench")
+	}
+	buf := writtenMemory(t, size)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd := int(w.Fd())
+	unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, 1<<20)
+	cat := exec.Command("cat")
+	cat.Stdin = r
+	began, cpu := time.Now(), rusageCPU(unix.RUSAGE_SELF)
+	if err := cat.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	for left := buf; len(left) > 0; {
+		iov := unix.Iovec{Base: &left[0]}
+		iov.SetLen(len(left))
+		n, err := unix.Vmsplice(fd, []unix.Iovec{iov}, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left = left[n:]
+	}
+	w.Close()
+	if err := cat.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	moved := time.Since(began)
+	unix.Munmap(buf)
+	fmt.Printf("moved %d ended %d cpu %d\n", moved, time.Since(began), rusageCPU(unix.RUSAGE_SELF)-cpu)
+}
+
+// writtenMemory is fresh memory, small pages, all of which has been written.
+func writtenMemory(t *testing.T, size int) []byte {
+	buf, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Madvise(buf, unix.MADV_NOHUGEPAGE)
+	for i := 0; i < len(buf); i += 8 {
+		binary.NativeEndian.PutUint64(buf[i:], uint64(i)|1)
+	}
+	return buf
 }
 
 // limitsEnv has TestMemoryLimits measure for that many bytes.
