@@ -4,24 +4,18 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/checkpoint-restore/go-criu/v8/crit/images/pagemap"
 	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // A page map has an entry a run and a fragmented task millions of runs, so they are encoded and decoded by hand,
 // without a message for each. The numbers of the fields are those of the message.
-var (
-	runVaddr    = runField("vaddr")
-	runCompatNr = runField("compat_nr_pages")
-	runInParent = runField("in_parent")
-	runFlags    = runField("flags")
-	runNrPages  = runField("nr_pages")
+const (
+	runVaddr    protowire.Number = 1
+	runCompatNr protowire.Number = 2
+	runInParent protowire.Number = 3
+	runFlags    protowire.Number = 4
+	runNrPages  protowire.Number = 5
 )
-
-func runField(name protoreflect.Name) protowire.Number {
-	return (*pagemap.PagemapEntry)(nil).ProtoReflect().Descriptor().Fields().ByName(name).Number()
-}
 
 // appendRun encodes a run as criu 4.2 does: nr_pages counts, the older field, which is required, is 0.
 func appendRun(b []byte, r Run) []byte {

@@ -2,6 +2,7 @@ package image
 
 import (
 	"fmt"
+	"reflect"
 	"strings"
 
 	"cryo/internal/image/userfaultfd"
@@ -103,12 +104,11 @@ var magics = magic.LoadMagic()
 var table []*Type
 
 func kind[M proto.Message](name, base string, set ...func(*Type)) Kind[M] {
-	var zero M
-	mt := zero.ProtoReflect().Type()
+	mt := reflect.TypeFor[M]().Elem()
 	t := &Type{
 		Name: name, Pattern: base + ".img",
 		Magic:    uint32(magics.ByName[name]),
-		New:      func() proto.Message { return mt.New().Interface() },
+		New:      func() proto.Message { return reflect.New(mt).Interface().(proto.Message) },
 		MaxEntry: defaultMaxEntry,
 	}
 	for _, f := range set {
@@ -119,9 +119,8 @@ func kind[M proto.Message](name, base string, set ...func(*Type)) Kind[M] {
 }
 
 func head[M proto.Message](t *Type) {
-	var zero M
-	mt := zero.ProtoReflect().Type()
-	t.Head = func() proto.Message { return mt.New().Interface() }
+	mt := reflect.TypeFor[M]().Elem()
+	t.Head = func() proto.Message { return reflect.New(mt).Interface().(proto.Message) }
 }
 
 func payload[M proto.Message](length func(M) int64) func(*Type) {
