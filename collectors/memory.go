@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -65,11 +66,16 @@ func ReadMemory(t *Task) (*Memory, error) {
 	if !much(t) {
 		go flags()
 	}
-	m, err := listMemory(t, flags)
-	if err == nil && m.small(t) {
+	return listMemory(t, flags)
+}
+
+// AwaitFlags waits until smaps has been read, where it is read at once. What maps, unmaps or registers anything in the
+// task comes after it.
+func (m *Memory) AwaitFlags(t *Task) (err error) {
+	if m.small(t) {
 		_, err = m.flags()
 	}
-	return m, err
+	return err
 }
 
 // ReadFlags begins to read smaps of a task with much memory. The kernel lets nobody map, unmap or register anything in
@@ -88,8 +94,15 @@ func ListMemory(t *Task) (*Memory, error) { return listMemory(t, flagsOf(t.Pid))
 
 // flagsOf returns what reads smaps of a task, once.
 func flagsOf(pid int) func() (*vma.TaskFlags, error) {
-	return sync.OnceValues(func() (*vma.TaskFlags, error) { return vma.ReadFlags(pid) })
+	return sync.OnceValues(func() (*vma.TaskFlags, error) {
+		flagReaders <- struct{}{}
+		defer func() { <-flagReaders }()
+		return vma.ReadFlags(pid)
+	})
 }
+
+// flagReaders has room for who reads smaps at the same time: each takes a processor, and a thread of this process.
+var flagReaders = make(chan struct{}, runtime.GOMAXPROCS(0))
 
 func listMemory(t *Task, flags func() (*vma.TaskFlags, error)) (*Memory, error) {
 	maps, err := vma.List(t.Pid)

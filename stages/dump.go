@@ -67,7 +67,7 @@ type opener func(*options.Options, *os.File) (sinks.Sink, error)
 // runDumper runs the graph that declare makes of a dumper, with a guardian, and when it has succeeded what follows.
 func runDumper(ctx context.Context, o *options.Options, open opener, declare func(*dumper) *pipeline.Graph, t try) (*stats.Dump, error) {
 	hideShards(o)
-	guard := launchGuardian()
+	guard, warmed := launchGuardian(), warm(o.Tree)
 	own := *o // the client may add to it
 	d, err := newDumper(&own, open)
 	if err != nil {
@@ -77,19 +77,20 @@ func runDumper(ctx context.Context, o *options.Options, open opener, declare fun
 	if server := sinks.Server(d.sink); server != nil { // it may take its time
 		defer context.AfterFunc(ctx, server.Interrupt)()
 	}
-	d.warm()
-	d.try = t
+	d.warmed, d.try = warmed, t
 	if err = d.announce(ctx); err == nil {
 		err = d.run(ctx, declare(d), guard)
 	}
-	err = errors.Join(err, guard.close())
+	if err != nil || !guard.dismiss() {
+		err = errors.Join(err, guard.close())
+	}
 	if errors.Is(err, errDryRun) {
 		return nil, d.env.Obstacles.Err()
 	}
 	if err != nil {
 		return nil, err
 	}
-	return &d.stats, d.afterwards(ctx)
+	return &d.stats, errors.Join(d.afterwards(ctx), guard.close())
 }
 
 // announce tells of the dump that begins, and asks the client what is to stay outside of it.
@@ -110,13 +111,12 @@ func (d *dumper) announce(ctx context.Context) error {
 	return nil
 }
 
-func (d *dumper) run(ctx context.Context, g *pipeline.Graph, guard *guardianLaunch) (err error) {
+func (d *dumper) run(ctx context.Context, g *pipeline.Graph, guard *guardianLaunch) error {
 	if testGraph != nil {
 		testGraph(g)
 	}
-	if d.guard, err = guard.serve(g); err != nil {
-		return err
-	}
+	d.guard = guard
+	g.SetJournal(guard)
 	return runGraph(ctx, g, d.o)
 }
 

@@ -8,7 +8,6 @@ import (
 
 	"cryo/collectors"
 	"cryo/internal/actions"
-	"cryo/internal/guardian"
 	"cryo/internal/image"
 	"cryo/internal/netlock"
 	"cryo/internal/objid"
@@ -40,7 +39,7 @@ type dumper struct {
 	scripts *actions.Runner
 	stats   stats.Dump
 	undo    *pipeline.UndoStack
-	guard   *guardian.Guardian // nil: there is none
+	guard   *guardianLaunch
 	began   time.Time
 	runID   string // names the dump
 
@@ -59,10 +58,11 @@ type dumper struct {
 	ejecting     *pipeline.UndoStep   // takes the engine out of it
 	reconnecting []*pipeline.UndoStep // give it its connections back
 	gone         bool                 // all have been done
+	ended        bool                 // the tree has been killed and not yet waited for
 	doors        *pipeline.UndoStep   // lets new connections in; nil: they are not held back
 	entrance     netlock.Where        // that lock
 
-	warmed     chan struct{}
+	warmed     <-chan struct{}
 	frozen     func() // ends the measured time of the stop
 	postFailed error  // of the post-dump action, or why the tree could not be given away
 	give       giver  // nil: it is not
@@ -122,6 +122,7 @@ func newDumper(o *options.Options, open opener) (*dumper, error) {
 }
 
 func (d *dumper) close() {
+	d.reap()
 	d.env.Files.Close()
 	d.env.Connections.Close()
 	d.env.NetNS.Close()
@@ -148,15 +149,16 @@ func (d *dumper) pushUndo(name string, back func(context.Context) error, records
 }
 
 // warm begins what is done only once in a process and is to be done before the freeze, so that the tree does not stand
-// still for it. It goes on while the guardian starts; d.warmed is closed at its end.
-func (d *dumper) warm() {
+// still for it. It goes on while the guardian starts; the channel is closed at its end.
+func warm(root int) <-chan struct{} {
 	go image.Warm() // longer than the rest, and not needed so soon
-	d.warmed = make(chan struct{})
+	warmed := make(chan struct{})
 	go func() {
-		defer close(d.warmed)
+		defer close(warmed)
 		vma.Warm()
-		remote.FindEscape(d.o.Tree)
+		remote.FindEscape(root)
 	}()
+	return warmed
 }
 
 // afterwards writes the statistics, when the dump has succeeded.

@@ -147,13 +147,25 @@ func (d *dumper) endTree(tasks []*collectors.Task) error {
 	if err := d.silence(); err != nil {
 		return err
 	}
-	err = d.tracer.Do(func() error {
-		err := d.freezer.kill()
-		d.frozen() // what is dead does not stand still
-		d.freezer.reap()
-		return err
-	})
+	err = d.tracer.Do(d.freezer.kill)
+	d.frozen() // what is dead does not stand still
+	if d.ended = true; d.doors != nil {
+		d.reap()
+	}
 	return errors.Join(err, d.openDoors())
+}
+
+// reap waits for the end of the tree, if it has been killed. The kernel takes its time to tear it down, in which the tool
+// can do the last of its work.
+func (d *dumper) reap() {
+	if !d.ended {
+		return
+	}
+	d.ended = false
+	d.tracer.Do(func() error {
+		d.freezer.reap()
+		return nil
+	})
 }
 
 // pointOfNoReturn gives the guardian what is to be done from here on and drops what would have been taken back; forget
@@ -165,11 +177,12 @@ func (d *dumper) pointOfNoReturn(records []pipeline.UndoRecord) (forget func(), 
 			f()
 		}
 	}
-	if d.guard == nil {
-		return forget, d.undo.Commit()
+	guard, err := d.guard.wait()
+	if guard == nil {
+		return forget, errors.Join(err, d.undo.Commit())
 	}
 	for _, r := range records {
-		f, err := d.guard.Finish(r)
+		f, err := guard.Finish(r)
 		if err != nil {
 			return forget, err
 		}

@@ -106,6 +106,7 @@ func (f *freezer) await(ctx context.Context, t *collectors.Task, tid int) (ptrac
 			return status, fmt.Errorf("thread %d does not stop (%s): try again later, or give more time with --timeout", tid, whyNot(t, tid))
 		}
 		if polls < quickPolls { // most stop within microseconds, and a sleep is longer than it says
+			unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // to whom it is, if it is to stop on this processor
 			continue
 		}
 		nap(pause)

@@ -38,12 +38,6 @@ func GuardianKinds() []guardian.Kind {
 	}
 }
 
-// journal is a guardian as package pipeline wants it.
-type journal struct{ *guardian.Guardian }
-
-// Record implements pipeline.Journal.
-func (j journal) Record(r pipeline.UndoRecord) (func(), error) { return j.Guardian.Record(r) }
-
 // killTasks ends tasks that a dump has committed to end.
 type killTasks struct{ Tasks []taskID }
 
@@ -163,12 +157,33 @@ func launchGuardian() *guardianLaunch {
 	return l
 }
 
-// serve waits for the guardian and makes it the journal of a graph that is going to run. If it is nil, nothing is kept.
-func (l *guardianLaunch) serve(g *pipeline.Graph) (*guardian.Guardian, error) {
-	if <-l.done; l.guard != nil {
-		g.SetJournal(journal{l.guard})
-	}
+// wait waits for the guardian. If it is nil, nothing is kept.
+func (l *guardianLaunch) wait() (*guardian.Guardian, error) {
+	<-l.done
 	return l.guard, l.err
+}
+
+// Record implements pipeline.Journal.
+func (l *guardianLaunch) Record(r pipeline.UndoRecord) (forget func(), err error) {
+	if g, err := l.wait(); g == nil {
+		return func() {}, err
+	}
+	return l.guard.Record(r)
+}
+
+// Commit implements pipeline.Journal.
+func (l *guardianLaunch) Commit() error {
+	if g, err := l.wait(); g == nil {
+		return err
+	}
+	return l.guard.Commit()
+}
+
+// dismiss tells a guardian for which nothing is left to be done to end, which close then need not wait for as long. It says
+// whether that is so.
+func (l *guardianLaunch) dismiss() bool {
+	<-l.done
+	return l.guard == nil || l.guard.Dismiss()
 }
 
 // close lets the guardian go, which does first what is left to be done.

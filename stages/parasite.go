@@ -36,6 +36,13 @@ func (d *dumper) parasiteState(_ *pipeline.Stage, tasks []*collectors.Task, emit
 	if err != nil {
 		return err
 	}
+	for _, t := range tasks {
+		if t.HasMemory() {
+			if err := t.Memory.AwaitFlags(t); err != nil {
+				return fmt.Errorf("task %d: %w", t.Pid, err)
+			}
+		}
+	}
 	for chunk := range slices.Chunk(tasks, askedTogether) {
 		var answered []*collectors.Task
 		err := d.tracer.Do(func() (err error) {

@@ -130,7 +130,9 @@ func (r *restorer) insure(s *pipeline.Stage, live []*member, finish []pipeline.U
 // startGuardian starts the guardian, unless there is one already.
 func (r *restorer) startGuardian() (err error) {
 	if r.guard == nil {
-		r.guard, err = launchGuardian().serve(r.g)
+		launch := launchGuardian()
+		r.g.SetJournal(launch)
+		r.guard, err = launch.wait()
 	}
 	return err
 }

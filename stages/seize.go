@@ -35,6 +35,9 @@ func (d *dumper) seize(s *pipeline.Stage, emit func(*Tree) error) error {
 		return err
 	}
 	<-d.warmed
+	if _, err := d.guard.wait(); err != nil {
+		return err
+	}
 	if err := d.closeDoors(s.Context()); err != nil {
 		return err
 	}

@@ -242,6 +242,15 @@ func (g *Guardian) idle() bool {
 	return !g.up && len(g.records) == 0 && (!g.committed || len(g.finishes) == 0)
 }
 
+// Dismiss ends a sentry that has nothing to do, which Close then waits for. It says whether there was nothing to do.
+func (g *Guardian) Dismiss() bool {
+	idle := g.idle()
+	if idle && !g.closed.Load() {
+		unix.Kill(g.pid, unix.SIGKILL)
+	}
+	return idle
+}
+
 // closeBound is how long Close waits for the guardian to do what is left.
 const closeBound = 30 * time.Second
 

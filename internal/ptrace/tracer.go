@@ -20,6 +20,7 @@ type Tracer struct {
 
 // NewTracer starts a tracer. Its thread lives until Close, or to the end of the process.
 func NewTracer() *Tracer {
+	watcher() // here, and not when a task stands still for the start of a thread
 	t := &Tracer{work: make(chan func()), done: make(chan struct{})}
 	go t.loop()
 	return t

@@ -45,10 +45,9 @@ func FindEscape(pid int) (e Escape, err error) {
 	if err != nil {
 		return e, err
 	}
-	for _, libraries := range []bool{true, false} { // a C library has both, and is smaller than many a program
+	for _, place := range []int{loader, cLibrary, program} {
 		for _, m := range maps {
-			library := strings.Contains(m.Name, "/libc.") || strings.Contains(m.Name, "/libc-") || strings.Contains(m.Name, "/ld-musl")
-			if m.Prot == unix.PROT_READ|unix.PROT_EXEC && !m.Shared && library == libraries && !(e.call != 0 && e.sigreturn != 0) {
+			if m.Prot == unix.PROT_READ|unix.PROT_EXEC && !m.Shared && placeOf(m.Name) == place && !(e.call != 0 && e.sigreturn != 0) {
 				e.look(pid, m)
 			}
 		}
@@ -67,6 +66,23 @@ func FindEscape(pid int) (e Escape, err error) {
 		e.remember()
 	}
 	return e, err
+}
+
+// Where the code of an escape may be, the smallest first: most often all of it is in the first that a task has.
+const (
+	loader = iota
+	cLibrary
+	program
+)
+
+func placeOf(name string) int {
+	switch {
+	case strings.Contains(name, "/ld-"): // musl's loader is its C library
+		return loader
+	case strings.Contains(name, "/libc.") || strings.Contains(name, "/libc-"):
+		return cLibrary
+	}
+	return program
 }
 
 // holds says whether a thread with these registers is about to escape.
