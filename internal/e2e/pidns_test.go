@@ -81,19 +81,17 @@ func idsWithin(target *Target) (lines []string) {
 	return lines
 }
 
-// jobs is a shell as init: a pipeline that counts, whose first part has ended; jobs in groups of their own; a session whose
-// leader has ended; a zombie.
+// jobs is a shell as init: a pipeline that counts, whose first part and group leader has ended; a session whose leader has
+// ended; a job that is stopped; a zombie that nobody collects. It makes no more processes then, and leaves six.
 const jobs = `
 set -m
 true | (while read -t 0.02 <> fifo; [ $? != 0 ]; do n=$((n+1)); echo $n > count; done) &
-(setsid sh -c 'sleep 1000 & exit' &) 
-exec 5<> fifo
-(exec sleep 1001) &
-sh -c 'exit 3' & 
-until [ -s count ]; do :; done
-kill -STOP %2
+(setsid sh -c 'sleep 1000 & exit' &)
+sleep 1001 &
+kill -STOP $!
+sh -c 'sleep 0 & exec sleep 1002' &
 touch ready
-while :; do sleep 1; done
+read <> wait
 `
 
 // TestInitWithJobs dumps and restores a shell with jobs that is the init of a pid namespace; lets it run on; and runs it twice
@@ -105,12 +103,19 @@ func TestInitWithJobs(t *testing.T) {
 		t.Skip("no bash")
 	}
 	dir := t.TempDir()
-	if err := unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"fifo", "wait"} {
+		if err := unix.Mkfifo(filepath.Join(dir, name), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	target := start(t, dir, true, bash, "-c", jobs)
 	target.AwaitFile("ready")
-	before := idsWithin(target)
+	var before []string
+	target.await("six processes, one of them dead", func() bool {
+		before = idsWithin(target)
+		dead := slices.DeleteFunc(target.Tree(), func(pid int) bool { return !strings.HasPrefix(statusField(pid, "State"), "Z") })
+		return len(before) == 6 && len(dead) == 1
+	})
 	counts := func() {
 		t.Helper()
 		was := target.read("count")
