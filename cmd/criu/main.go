@@ -112,9 +112,7 @@ func do(o *options.Options) error {
 			unix.Close(fd) // one that is not open is closed enough
 		}
 	}
-	// Images, logs and sockets may go to pipes whose reader leaves; that is an error of a write, not our death. The
-	// signal is caught and not ignored, because programs that we start would inherit that.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	ctx, ready := catchSignals()
 	if err := o.Check(o.Verb); err != nil {
 		return err
 	}
@@ -123,17 +121,38 @@ func do(o *options.Options) error {
 		fmt.Print(text)
 		return err
 	}
-	// An interrupt cancels the work, which takes back what it did.
-	ctx, stop := signal.NotifyContext(context.Background(), interrupts()...)
-	defer stop()
 	var err error
 	if startDir, err = os.Getwd(); err != nil {
 		return fmt.Errorf("working directory: %w", err)
 	}
 	if serve := servers[o.Verb]; serve != nil {
+		<-ready
 		return serve(ctx, o)
 	}
-	return perform(ctx, o, verbs[o.Verb])
+	return perform(ctx, o, func(ctx context.Context, o *options.Options) error {
+		<-ready
+		return verbs[o.Verb](ctx, o)
+	})
+}
+
+// catchSignals has signals caught for as long as the process lives: an interrupt cancels ctx, and so the work, which takes
+// back what it did. Images, logs and sockets may go to pipes whose reader leaves; that is an error of a write, not our
+// death. SIGPIPE is caught and not ignored, because programs that we start would inherit that.
+//
+// The Go runtime starts two threads for it. Until ready is closed there is time for something else.
+func catchSignals() (ctx context.Context, ready <-chan struct{}) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	caught := make(chan struct{})
+	go func() {
+		interrupt := make(chan os.Signal, 1)
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+		if signals := interrupts(); len(signals) > 0 { // none would be all
+			signal.Notify(interrupt, signals...)
+		}
+		close(caught)
+		cancel(fmt.Errorf("%v signal received", <-interrupt))
+	}()
+	return ctx, caught
 }
 
 // perform does the work of a verb in its directory, and keeps its log.
