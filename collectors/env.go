@@ -34,6 +34,8 @@ type Env struct {
 	Namespaces *Namespaces
 	// PIDNS is the pid namespace of the tree, known from the snapshot on.
 	PIDNS *PIDNS
+	// UTSNS is the UTS namespace of the tree, known when its first task has been identified.
+	UTSNS *UTSNS
 	// NetNS is the network namespace of the tree, known when its first task has been identified.
 	NetNS *NetNS
 	// Shared knows the memory that several tasks may share. For one goroutine, in task order.

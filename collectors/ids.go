@@ -42,7 +42,10 @@ var nsKinds = [nsCount]struct {
 			return env.NetNS.belong(env, t, inode, number)
 		}},
 	{"ipc", pidfdNamespace + 2, 0, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.IpcNsId }, nil},
-	{"uts", pidfdNamespace + 10, 0, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.UtsNsId }, nil},
+	{"uts", pidfdNamespace + 10, 0, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.UtsNsId },
+		func(env *Env, t *Task, inode uint64, number uint32) error {
+			return env.UTSNS.belong(env, t, inode, number)
+		}},
 	{"time", pidfdNamespace + 7, pidfdNamespace + 8, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.TimeNsId }, nil}, // Linux 5.6
 	{"mnt", pidfdNamespace + 3, 0, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.MntNsId }, nil},
 	{"user", pidfdNamespace + 9, 0, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.UserNsId }, nil},

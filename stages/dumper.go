@@ -100,7 +100,7 @@ func newDumper(o *options.Options, open opener) (*dumper, error) {
 	}
 	d.env.Files = collectors.NewFiles(d.env, collectorKinds())
 	d.env.Sockets, d.env.Connections = &collectors.InetSockets{}, &collectors.Connections{}
-	d.env.NetNS = &collectors.NetNS{}
+	d.env.NetNS, d.env.UTSNS = &collectors.NetNS{}, &collectors.UTSNS{}
 	d.env.Shared = collectors.NewSharedMemory()
 	if d.track.comparable(o) {
 		d.env.Shared.BuildOn(d.track.parent)

@@ -64,7 +64,7 @@ func (r *restorer) openNet(p *restorePlan) (err error) {
 // announceNamespaces lets scripts add to the namespaces of a tree that has any of its own. The root is in them from its
 // first moment on, and has done nothing yet.
 func (r *restorer) announceNamespaces(ctx context.Context, p *restorePlan) error {
-	if r.net == nil && !p.cgroups.Namespace() && !p.pids.New {
+	if r.net == nil && !p.cgroups.Namespace() && p.cloneFlags() == 0 {
 		return nil
 	}
 	for _, phase := range []actions.Phase{actions.SetupNamespaces, actions.PostSetupNamespaces} {

@@ -25,6 +25,7 @@ type restorePlan struct {
 	cgroups *restorers.Cgroups
 	net     *restorers.NetNS // nil: there is none to make
 	pids    *restorers.PIDNS
+	uts     *restorers.UTSNS
 	envoy   int // the id in a new pid namespace of who has the tool's descriptors there
 	files   *restorers.FilePlan
 	paths   *restorers.Paths
@@ -56,6 +57,9 @@ func (r *restorer) plan(_ *pipeline.Stage, in *groupedSet) (*restorePlan, error)
 		return nil, err
 	}
 	if p.pids, err = restorers.PlanPIDNS(set); err != nil {
+		return nil, err
+	}
+	if p.uts, err = restorers.PlanUTSNS(set); err != nil {
 		return nil, err
 	}
 	if p.tree, err = restorers.PlanTree(set, r.o.ShellJob, p.sparePID); err != nil {
@@ -163,8 +167,8 @@ func (p *restorePlan) stateOf(t *restorers.Task, th *restorers.Thread, b *remote
 	return &restorers.StateEmit{Builder: b, Task: t.Core, Thread: th.Core, MM: t.MM, PID: t.PID, TID: th.TID, Base: p.base, Filters: p.set.Seccomp, Locks: p.locks[t.PID]}
 }
 
-// checkNamespaces refuses tasks of other namespaces than the dump's tool had; their network and pid namespaces may be those
-// of the root, which have been planned.
+// checkNamespaces refuses tasks of other namespaces than the dump's tool had; their network, pid and UTS namespaces may be
+// those of the root, which have been planned.
 func checkNamespaces(t *restorers.Task, root, own *criu_core.TaskKobjIdsEntry) error {
 	if root.GetNetNsId() != 0 && t.IDs.GetNetNsId() != root.GetNetNsId() {
 		return fmt.Errorf("%s is in another network namespace than the root: that is not built yet", t)
@@ -172,11 +176,14 @@ func checkNamespaces(t *restorers.Task, root, own *criu_core.TaskKobjIdsEntry) e
 	if t.IDs.GetPidNsId() != root.GetPidNsId() {
 		return fmt.Errorf("%s is in another pid namespace than the root: that is not built yet", t)
 	}
+	if t.IDs.GetUtsNsId() != root.GetUtsNsId() {
+		return fmt.Errorf("%s is in another UTS namespace than the root: that is not built yet", t)
+	}
 	for _, ns := range []struct {
 		name string
 		id   func(*criu_core.TaskKobjIdsEntry) uint32
 	}{
-		{"ipc", (*criu_core.TaskKobjIdsEntry).GetIpcNsId}, {"uts", (*criu_core.TaskKobjIdsEntry).GetUtsNsId},
+		{"ipc", (*criu_core.TaskKobjIdsEntry).GetIpcNsId},
 		{"mnt", (*criu_core.TaskKobjIdsEntry).GetMntNsId}, {"user", (*criu_core.TaskKobjIdsEntry).GetUserNsId},
 		{"time", (*criu_core.TaskKobjIdsEntry).GetTimeNsId},
 	} {

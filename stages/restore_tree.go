@@ -108,7 +108,7 @@ func (r *restorer) spawn(s *pipeline.Stage, p *restorePlan) (*member, error) {
 	if _, err := s.Undo().Push("kill the tasks made so far", 0, func(context.Context) error { return r.kill() }); err != nil {
 		return nil, err
 	}
-	o := remote.SpawnOptions{TID: []int{m.ID}, Flags: p.pids.CloneFlags(), Hole: p.hole, Slots: p.slots, SlotSize: restoreSlotSize}
+	o := remote.SpawnOptions{TID: []int{m.ID}, Flags: p.cloneFlags(), Hole: p.hole, Slots: p.slots, SlotSize: restoreSlotSize}
 	if r.o.Sibling {
 		o.Flags |= unix.CLONE_PARENT
 	}
@@ -141,7 +141,7 @@ func (r *restorer) spawn(s *pipeline.Stage, p *restorePlan) (*member, error) {
 	r.deathSignal = slices.ContainsFunc(m.Threads, func(th *restorers.Thread) bool { return th.Core.GetThreadCore().GetPdeathSig() != 0 })
 	r.made.add(r.root)
 	r.scripts.SetInit(r.root)
-	return m, r.enterPIDNS(s, p, m)
+	return m, r.furnish(s, p, m)
 }
 
 // kill ends all tasks made so far and waits until they are gone, so that their pids are free again.

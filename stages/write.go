@@ -84,6 +84,9 @@ func (d *dumper) writeImages(s *pipeline.Stage, tasks []*collectors.Task, shared
 			return valid{}, err
 		}
 	}
+	if err := d.env.UTSNS.Write(set); err != nil {
+		return valid{}, err
+	}
 	if err := writeClocks(set); err != nil {
 		return valid{}, err
 	}

@@ -344,6 +344,7 @@ func (target *Target) Kill() {
 			if got, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); err != nil || got == pid {
 				break
 			}
+			reapOrphans() // an init ends after all others in its namespace
 		}
 	}
 }

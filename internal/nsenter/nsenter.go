@@ -24,9 +24,14 @@ func Net(ns *os.File, do func() error) error {
 	if ns == nil {
 		return do()
 	}
+	return In(int(ns.Fd()), unix.CLONE_NEWNET, do)
+}
+
+// In calls do in the namespace that fd is open for, of a kind (CLONE_NEW*) that a thread can enter: network, UTS or IPC.
+func In(fd, kind int, do func() error) error {
 	return onThread(func() error {
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter a network namespace: %w", err)
+		if err := unix.Setns(fd, kind); err != nil {
+			return fmt.Errorf("enter a namespace: %w", err)
 		}
 		return do()
 	})

@@ -25,6 +25,7 @@ func SendEnvoy(task, id int) (*Envoy, error) {
 	b := NewBuilder("be an envoy")
 	o := &SpawnOptions{TID: []int{id}}
 	prepareChild(b, o)
+	b.Call(unix.SYS_PRCTL, Imm(unix.PR_SET_NAME), b.String("criu-envoy")).Discard()
 	sleep := b.NewLabel()
 	b.Label(sleep)
 	b.Call(sysPpoll, Imm(0), Imm(0), Imm(0), Imm(0), Imm(0)).Discard()
