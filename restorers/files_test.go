@@ -99,6 +99,9 @@ func planFDs(t testing.TB, s *Set, opt *FileOptions) (*FilePlan, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, n := range tree.Nodes {
+		n.Host = n.ID
+	}
 	opt.ToolPID, opt.Lender = 2, 2
 	return PlanFiles(s, tree, testKinds, NewPaths(s, opt), opt)
 }
