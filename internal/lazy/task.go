@@ -197,8 +197,23 @@ func (t *task) zero(addr uint64) error {
 	return gone(err)
 }
 
+// atOnce is how many bytes are put before what the task tells may be read. A fault waits that long, and a task that changes its
+// address space.
+const atOnce = 128 << 10
+
 // arrived puts pages where they belong now, those that are still missing.
 func (t *task) arrived(img uint64, b []byte) error {
+	for len(b) > 0 {
+		n := min(atOnce, len(b))
+		if err := t.place(img, b[:n]); err != nil {
+			return err
+		}
+		img, b = img+uint64(n), b[n:]
+	}
+	return nil
+}
+
+func (t *task) place(img uint64, b []byte) error {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	if t.closed.Load() {
@@ -214,17 +229,17 @@ func (t *task) arrived(img uint64, b []byte) error {
 
 // put makes pages and wakes who waits for them. Pages that are there already are left alone.
 func (t *task) put(addr uint64, b []byte) error {
-	atOnce := len(b)
+	most := len(b)
 	for len(b) > 0 {
-		n, err := t.fd.Copy(addr, b[:min(atOnce, len(b))], false)
+		n, err := t.fd.Copy(addr, b[:min(most, len(b))], false)
 		switch {
 		case n > 0:
 			t.s.Copied.Add(uint64(n / pageSize))
 		case errors.Is(err, unix.EEXIST):
 			n = pageSize
 			t.fd.Wake(addr, pageSize)
-		case errors.Is(err, unix.ENOENT) && atOnce > pageSize: // the range is of several mappings
-			atOnce = atOnce / 2 / pageSize * pageSize
+		case errors.Is(err, unix.ENOENT) && most > pageSize: // the range is of several mappings
+			most = most / 2 / pageSize * pageSize
 		case errors.Is(err, unix.ENOENT): // and now of none
 			n = pageSize
 			t.fd.Wake(addr, pageSize)
