@@ -145,9 +145,30 @@ func (p *packedPagemap) Reserve(int64) int64 { return 0 }
 
 func (p *packedPagemap) Advance(int64) {}
 
-func (p *packedPagemap) Write(b []byte) (int, error) {
+func (p *packedPagemap) Write(b []byte) (int, error) { return p.write(b, false) }
+
+// WriteLater implements pagecopy.Later: blocks that are whole in b are compressed where they are.
+func (p *packedPagemap) WriteLater(b []byte) error {
+	_, err := p.write(b, p.c.codec != image.Plain)
+	return err
+}
+
+// Later implements pagecopy.Later.
+func (p *packedPagemap) Later() func() {
+	blocks := p.takeLater()
+	return func() { p.compress(blocks) }
+}
+
+func (p *packedPagemap) write(b []byte, lent bool) (int, error) {
 	size := int(p.c.block) * image.PageSize
 	for rest := b; len(rest) > 0; {
+		if lent && p.block == nil && len(rest) >= size {
+			if err := p.lend(rest[:size]); err != nil {
+				return 0, err
+			}
+			rest = rest[size:]
+			continue
+		}
 		n, err := p.fill(rest, size)
 		if err != nil {
 			return 0, err
@@ -166,7 +187,7 @@ func (p *packedPagemap) endRun(run image.Run) error {
 		p.dispatch(&run)
 		return nil
 	}
-	p.blocks <- &packedBlock{run: &run}
+	p.queue(&packedBlock{run: &run})
 	return nil
 }
 

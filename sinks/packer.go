@@ -15,7 +15,8 @@ import (
 // packer compresses the blocks of one object side by side, and hands them in their order to a goroutine of its own.
 type packer struct {
 	c      *Compressed
-	block  *packedBlock // being filled; nil: none
+	block  *packedBlock   // being filled; nil: none
+	later  []*packedBlock // that nobody has begun to compress
 	blocks chan *packedBlock
 	group  errgroup.Group
 	failed atomic.Bool
@@ -24,6 +25,8 @@ type packer struct {
 // packedBlock is a block of a run's pages, or a run, or both.
 type packedBlock struct {
 	plain  []byte
+	memory []byte // the block's own, for plain
+	lent   bool   // plain is somebody else's until it has been compressed
 	packed []byte // nil: it is stored plainly
 	zero   bool
 	done   chan struct{} // nil: it has no pages
@@ -46,10 +49,14 @@ func (p *packer) start(c *Compressed, take func(*packedBlock) error) {
 				failed = take(b)
 				p.failed.Store(failed != nil)
 			}
-			if b.done != nil {
-				<-p.c.busy
-				packedBlocks.Put(b)
+			if b.done == nil {
+				continue
 			}
+			if !b.lent {
+				<-p.c.busy
+			}
+			b.plain = nil
+			packedBlocks.Put(b)
 		}
 		return failed
 	})
@@ -58,18 +65,72 @@ func (p *packer) start(c *Compressed, take func(*packedBlock) error) {
 // fill adds to the block of so many bytes that is being filled, or a new one, and returns how many it took.
 func (p *packer) fill(b []byte, size int) (int, error) {
 	if p.block == nil {
-		p.c.busy <- struct{}{}
+		select {
+		case p.c.busy <- struct{}{}:
+		default: // what others wait for may be what nobody has begun
+			p.compress(p.takeLater())
+			p.c.busy <- struct{}{}
+		}
 		if p.failed.Load() {
 			<-p.c.busy
-			return 0, errors.New("pages could not be written")
+			return 0, errFailed
 		}
-		p.block = packedBlocks.Get().(*packedBlock)
-		p.block.plain = slices.Grow(p.block.plain[:0], size)
-		p.block.packed, p.block.zero, p.block.done = p.block.packed[:0], false, make(chan struct{})
+		p.block = newPackedBlock()
+		p.block.memory = slices.Grow(p.block.memory[:0], size)
+		p.block.plain = p.block.memory[:0]
 	}
 	n := min(size-len(p.block.plain), len(b))
 	p.block.plain = append(p.block.plain, b[:n]...)
 	return n, nil
+}
+
+var errFailed = errors.New("pages could not be written")
+
+func newPackedBlock() *packedBlock {
+	b := packedBlocks.Get().(*packedBlock)
+	b.packed, b.zero, b.lent, b.run, b.done = b.packed[:0], false, false, nil, make(chan struct{})
+	return b
+}
+
+// lend takes a whole block without copying it. Its bytes stay as they are until it is compressed: see takeLater.
+func (p *packer) lend(plain []byte) error {
+	if p.failed.Load() {
+		return errFailed
+	}
+	b := newPackedBlock()
+	b.plain, b.lent = plain, true
+	p.queue(b)
+	p.later = append(p.later, b)
+	return nil
+}
+
+// takeLater gives out the blocks that nobody has begun to compress.
+func (p *packer) takeLater() []*packedBlock {
+	later := p.later
+	p.later = nil
+	return later
+}
+
+// compress compresses blocks that were lent.
+func (p *packer) compress(blocks []*packedBlock) {
+	for _, b := range blocks {
+		b.compress(p.c)
+		if b.packed == nil && !b.zero { // it is stored as it is, when its memory may be somebody else's again
+			b.memory = append(b.memory[:0], b.plain...)
+			b.plain = b.memory
+		}
+		close(b.done)
+	}
+}
+
+// queue has a block written behind those before.
+func (p *packer) queue(b *packedBlock) {
+	select {
+	case p.blocks <- b:
+	default: // the next to be written may be what nobody has begun
+		p.compress(p.takeLater())
+		p.blocks <- b
+	}
 }
 
 // dispatch compresses the block that was filled, beside others.
@@ -77,18 +138,23 @@ func (p *packer) dispatch(run *image.Run) {
 	b := p.block
 	p.block = nil
 	b.run = run
-	p.blocks <- b
 	if p.c.codec == image.Plain {
 		b.packed = nil
 		close(b.done)
+		p.queue(b)
 		return
 	}
+	p.queue(b)
 	go func() {
-		defer close(b.done)
-		if b.zero = allZero(b.plain); !b.zero {
-			b.packed = p.c.codec.Shrink(b.packed, b.plain, p.c.Acceleration)
-		}
+		b.compress(p.c)
+		close(b.done)
 	}()
+}
+
+func (b *packedBlock) compress(c *Compressed) {
+	if b.zero = allZero(b.plain); !b.zero {
+		b.packed = c.codec.Shrink(b.packed, b.plain, c.Acceleration)
+	}
 }
 
 func allZero(b []byte) bool { return b[0] == 0 && bytes.Equal(b[:len(b)-1], b[1:]) }

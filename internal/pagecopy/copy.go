@@ -28,6 +28,17 @@ type Dest interface {
 	io.Writer
 }
 
+// Later is a destination that makes something else of the bytes, which takes longer than moving them. Several workers do so side
+// by side, each with what it has just read.
+type Later interface {
+	Dest
+	// WriteLater is Write of bytes that stay as they are until what Later returns has been called.
+	WriteLater(b []byte) error
+	// Later returns what is left to be done with the bytes of all WriteLater since the last time. It is called beside others, and
+	// beside all methods, and without delay: others wait for it.
+	Later() func()
+}
+
 // Source is what pages are read from.
 type Source interface {
 	// ReadPages fills buf, which is as long as all the ranges together, with their contents. It is called
@@ -88,6 +99,7 @@ type Copier struct {
 	file  *os.File // dst's, nil: bytes go through Write
 	self  willing  // nil: workers read everything
 	lend  *lending // that of it, if it lends
+	later Later    // dst, if it is one
 	stats *Stats
 
 	moveSelf func(*batch) error // what is done with a batch of its
@@ -124,6 +136,9 @@ func New(ctx context.Context, src Source, dst Dest, workers int, stats *Stats) *
 	}
 	c.group, c.ctx = errgroup.WithContext(ctx)
 	workers = max(workers, 1)
+	if c.later, _ = dst.(Later); c.later != nil { // it is they who do the work
+		workers = runtime.GOMAXPROCS(0)
+	}
 	c.work, c.free = make(chan *batch, workers), make(chan *batch, workers+1)
 	for range cap(c.free) {
 		c.free <- batches.Get().(*batch)
@@ -153,6 +168,10 @@ func (c *Copier) put(r Range, self bool) error {
 	limit := batchSize
 	if self {
 		limit = selfBatch
+	} else if c.later != nil && r.Len >= batchSize && c.cur != nil { // so that what is made of it begins with a batch
+		if err := c.send(); err != nil {
+			return err
+		}
 	}
 	for r.Len > 0 {
 		if c.cur != nil && c.cur.self != self {
@@ -286,6 +305,9 @@ func (c *Copier) move(b *batch) error {
 		return err
 	}
 	kept, err := c.announce(b, buf)
+	if c.later != nil {
+		defer c.later.Later()()
+	}
 	if err != nil {
 		return err
 	}
@@ -368,9 +390,15 @@ func (c *Copier) announce(b *batch, buf []byte) (kept int64, err error) {
 				if err := c.dst.Add(addr, uint64(n/pageSize), r.Flags|image.PEPresent); err != nil {
 					return 0, err
 				}
-				if c.file != nil {
+				switch {
+				case c.file != nil:
 					b.iov = joinIov(b.iov, part[:n])
-				} else if _, err := c.dst.Write(part[:n]); err != nil {
+				case c.later != nil:
+					err = c.later.WriteLater(part[:n])
+				default:
+					_, err = c.dst.Write(part[:n])
+				}
+				if err != nil {
 					return 0, err
 				}
 				kept += int64(n)
