@@ -36,7 +36,8 @@ var nsKinds = [nsCount]struct {
 	// can be dumped.
 	belong func(env *Env, t *Task, inode uint64, number uint32) error
 }{
-	{"pid", pidfdNamespace + 5, pidfdNamespace + 6, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.PidNsId }, known},
+	{"pid", pidfdNamespace + 5, pidfdNamespace + 6, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.PidNsId },
+		func(env *Env, t *Task, inode uint64, _ uint32) error { return env.PIDNS.belong(env, t, inode) }},
 	{"net", pidfdNamespace + 4, 0, func(e *criu_core.TaskKobjIdsEntry) **uint32 { return &e.NetNsId },
 		func(env *Env, t *Task, inode uint64, number uint32) error {
 			return env.NetNS.belong(env, t, inode, number)
@@ -55,7 +56,7 @@ var nsKinds = [nsCount]struct {
 // nsCount is how many kinds there are.
 const nsCount = 8
 
-// known is for namespaces that have been looked at elsewhere: [PIDNS], [Cgroups].
+// known is for namespaces that are looked at elsewhere: [Cgroups].
 func known(*Env, *Task, uint64, uint32) error { return nil }
 
 // NewNamespaces numbers the tool's own namespaces and returns the ids entry the inventory carries for the tool, whose

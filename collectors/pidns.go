@@ -64,6 +64,15 @@ func (n *PIDNS) Settle(env *Env, tasks []*Task) {
 	}
 }
 
+// belong refuses a namespace that is to stay outside of the dump. That all tasks are in the same is known by then.
+func (n *PIDNS) belong(env *Env, t *Task, inode uint64) error {
+	if name := fmt.Sprintf("pid[%d]", inode); t.Parent == nil && n.Own() && env.External(name) {
+		env.Obstacles.Add(Obstacle{Pid: t.Pid, What: "its pid namespace cannot stay outside of the dump yet",
+			Remedy: "dump the namespace from its init on, without --external " + name})
+	}
+	return nil
+}
+
 // initPID is the first process of a pid namespace, with which all others end.
 const initPID = 1
 
