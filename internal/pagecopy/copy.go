@@ -102,7 +102,8 @@ type Copier struct {
 	later Later    // dst, if it is one
 	stats *Stats
 
-	moveSelf func(*batch) error // what is done with a batch of its
+	moveSelf  func(*batch) error // what is done with a batch of its
+	selfBatch int                // bytes of one
 
 	group   *errgroup.Group
 	ctx     context.Context
@@ -167,7 +168,7 @@ func (c *Copier) Put(r Range) error {
 func (c *Copier) put(r Range, self bool) error {
 	limit := batchSize
 	if self {
-		limit = selfBatch
+		limit = c.selfBatch
 	} else if c.later != nil && r.Len >= batchSize && c.cur != nil { // so that what is made of it begins with a batch
 		if err := c.send(); err != nil {
 			return err

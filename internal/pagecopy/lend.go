@@ -120,7 +120,7 @@ func (c *Copier) LetSourceLend(from Lender) {
 		}
 	}
 	l.group.Go(l.empty)
-	c.self, c.lend, c.moveSelf = from, l, c.moveLent
+	c.self, c.selfBatch, c.lend, c.moveSelf = from, selfBatch, l, c.moveLent
 }
 
 // empty moves what is in passages into the destination. After an error it goes on without, so that nobody waits for ever.

@@ -29,7 +29,7 @@ type willing interface {
 // LetSourceWrite makes the copier leave to the source what it may. It comes before the first Put.
 func (c *Copier) LetSourceWrite(s Self) {
 	if c.file != nil {
-		c.self, c.moveSelf = s, func(b *batch) error { return c.moveWritten(b, s) }
+		c.self, c.selfBatch, c.moveSelf = s, selfBatch, func(b *batch) error { return c.moveWritten(b, s) }
 	}
 }
 

@@ -28,6 +28,10 @@ type Sender interface {
 	SendPages(ctx context.Context, to syscall.Conn, r Range) (int64, error)
 }
 
+// sendBatch is how many bytes are sent at a time. It can be much, because a source stops sending at once when it has to; between
+// two batches several threads wait for a processor, one after the other, and nothing is sent.
+const sendBatch = 128 << 20
+
 // LetSourceSend makes the copier leave to the source what it may, if the destination is a socket. It comes before the
 // first Put.
 func (c *Copier) LetSourceSend(s Sender) {
@@ -35,7 +39,7 @@ func (c *Copier) LetSourceSend(s Sender) {
 	if !ok || dst.Socket() == nil {
 		return
 	}
-	c.self, c.moveSelf = s, func(b *batch) error { return c.moveSent(b, dst, s) }
+	c.self, c.selfBatch, c.moveSelf = s, sendBatch, func(b *batch) error { return c.moveSent(b, dst, s) }
 }
 
 // moveSent announces the ranges of a batch, and lets the source send the bytes of each.
