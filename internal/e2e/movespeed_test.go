@@ -135,11 +135,12 @@ func pipeTime(t *testing.T, target *Target, work string, sink *exec.Cmd, extra .
 	return took, childrenCPU() - before - sink.ProcessState.UserTime() - sink.ProcessState.SystemTime()
 }
 
-// serverTime dumps to a page server on the same machine, until that has ended.
+// serverTime dumps to a page server on the same machine: until that has all, and until the dump and the server have ended, with
+// the memory of the tasks given back.
 func serverTime(t *testing.T, print printer) {
-	dump := func(criu string) time.Duration {
+	dump := func(criu string) (stored, ended time.Duration) {
 		if criu == "" {
-			return 0
+			return 0, 0
 		}
 		target := tools.StartWorkload(t, "bigmem", "1024")
 		defer target.Kill()
@@ -150,14 +151,25 @@ func serverTime(t *testing.T, print printer) {
 		began := time.Now()
 		target.Dump(criu, images, "--page-server", "--address", "127.0.0.1", "--port", port, "-v2")
 		awaitEnd(t, target, filepath.Join(images, "server.pid"))
-		return time.Since(began)
+		ended = time.Since(began)
+		pages, err := filepath.Glob(filepath.Join(images, "pages-*.img")) // only the server makes them
+		if err != nil || len(pages) != 1 {
+			t.Fatalf("%d pages files: %v", len(pages), err)
+		}
+		last, err := os.Stat(pages[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return last.ModTime().Sub(began), ended
 	}
 	dump(tools.Peer) // it finds out about the kernel first
-	m := times(3, func() []time.Duration {
-		return []time.Duration{dump(tools.Criu), dump(tools.Peer), socketLimit(t, 1<<30)}
+	m := times(5, func() []time.Duration {
+		stored, ended := dump(tools.Criu)
+		_, peer := dump(tools.Peer)
+		return []time.Duration{ended, peer, stored, socketLimit(t, 1<<30)}
 	})
 	print("1 GiB to a page server", m[0], "criu to its own", m[1], 0)
-	print("1 GiB to a page server", m[0], "a socket into a file", m[2], 0)
+	print("1 GiB to a page server: it has all", m[2], "a socket into a file", m[3], 0)
 }
 
 // compressTime dumps memory that can be compressed.
