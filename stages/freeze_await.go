@@ -71,10 +71,6 @@ func (f *freezer) awaitTask(ctx context.Context, t *collectors.Task) (waited boo
 // vforkPatience is after what time a thread that does not stop is suspected to wait for a vfork child.
 const vforkPatience = 2 * time.Millisecond
 
-// quickPolls is how often a thread is looked at before the first sleep: that takes some tens of microseconds. A thread that
-// waits for this processor stops only when it gets it.
-const quickPolls = 50
-
 // await waits for one thread. Signals that are delivered before the stop are handed on.
 func (f *freezer) await(ctx context.Context, t *collectors.Task, tid int) (ptrace.Status, error) {
 	released := map[int]bool{}
@@ -83,8 +79,8 @@ func (f *freezer) await(ctx context.Context, t *collectors.Task, tid int) (ptrac
 			ptrace.Interrupt(child) // one that has ended is found out by its own await
 		}
 	}()
-	pause := 20 * time.Microsecond
-	for polls := 0; ; polls++ {
+	var pauser ptrace.Pauser
+	for {
 		status, ok, err := ptrace.Poll(tid)
 		if errors.Is(err, unix.ECHILD) {
 			return status, unix.ESRCH
@@ -105,23 +101,10 @@ func (f *freezer) await(ctx context.Context, t *collectors.Task, tid int) (ptrac
 		if time.Now().After(f.deadline) {
 			return status, fmt.Errorf("thread %d does not stop (%s): try again later, or give more time with --timeout", tid, whyNot(t, tid))
 		}
-		if polls < quickPolls { // most stop within microseconds, and a sleep is longer than it says
-			unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // to whom it is, if it is to stop on this processor
-			continue
-		}
-		nap(pause)
-		if pause = 2 * pause; pause > vforkPatience {
-			pause = vforkPatience
+		if pauser.Pause(vforkPatience) == vforkPatience {
 			f.releaseVfork(t, released)
 		}
 	}
-}
-
-// nap sleeps on this thread, which is the tracer's own. time.Sleep takes a millisecond at least when nothing else goes on, for
-// which the tree stands still.
-func nap(d time.Duration) {
-	ts := unix.NsecToTimespec(int64(d))
-	unix.Nanosleep(&ts, nil) // shorter if a signal comes
 }
 
 // releaseVfork lets the vfork children of a task run. Until such a child calls exec or exits its parent sleeps where no

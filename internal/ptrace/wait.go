@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -61,6 +62,33 @@ func Wait(tid int) (Status, error) {
 func Poll(tid int) (s Status, ok bool, err error) {
 	s, err = wait4(tid, unix.WNOHANG)
 	return s, s.TID != 0, err
+}
+
+// Pauser makes the pauses between looks, by Poll, at a thread that is about to stop: none at first, because most stop within
+// microseconds, then longer and longer ones. It sleeps on the calling thread: time.Sleep takes a millisecond at least when
+// nothing else goes on in this process, and a thread that stops meanwhile stands still for nothing. The zero value is ready.
+type Pauser struct {
+	looks int
+	last  time.Duration
+}
+
+// quickLooks is after how many looks a Pauser sleeps, which is some tens of microseconds. A thread that waits for this
+// processor stops only when it gets it.
+const quickLooks = 50
+
+// firstNap is how long a Pauser sleeps at first.
+const firstNap = 20 * time.Microsecond
+
+// Pause waits, at most as long as limit, and returns how long it was to be; a signal may have ended it.
+func (p *Pauser) Pause(limit time.Duration) time.Duration {
+	if p.looks++; p.looks <= quickLooks {
+		unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // to whom it is, if it is to stop on this processor
+		return 0
+	}
+	p.last = min(max(2*p.last, firstNap), limit)
+	ts := unix.NsecToTimespec(int64(p.last))
+	unix.Nanosleep(&ts, nil)
+	return p.last
 }
 
 // WaitAny waits for the next stop or end of any tracee or child of the calling thread, however long that takes.

@@ -289,14 +289,16 @@ func isInside(tid int, areas []Area, escape Escape) (bool, error) {
 // awaitInterrupt waits for the stop an interrupt asked for, but not for ever: a task in a frozen cgroup of version 1 does not
 // stop.
 func awaitInterrupt(ctx context.Context, tid int) error {
+	var pauser ptrace.Pauser
 	for {
 		st, ok, err := ptrace.Poll(tid)
 		switch {
 		case err != nil:
 			return err
-		case !ok && !pause(ctx):
+		case !ok && ctx.Err() != nil:
 			return fmt.Errorf("thread %d does not stop: %w", tid, ctx.Err())
 		case !ok:
+			pauser.Pause(evictPause)
 			continue
 		case st.Gone():
 			return fmt.Errorf("%v: %w", st, unix.ESRCH)
