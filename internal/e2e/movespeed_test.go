@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,11 +11,14 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"text/tabwriter"
 	"time"
 
 	"cryo/internal/image"
+	"cryo/internal/pagecopy"
+	"cryo/internal/vma"
 	"cryo/sinks"
 
 	"golang.org/x/sys/unix"
@@ -172,53 +176,102 @@ func serverTime(t *testing.T, print printer) {
 	print("1 GiB to a page server: it has all", m[2], "a socket into a file", m[3], 0)
 }
 
-// compressTime dumps memory that can be compressed.
+// compressTime dumps memory that can be compressed, of a program that runs on, and restores it. The limits are the library alone, on
+// the same blocks with all processors; and with the same, but that each block is first read out of the program, which nobody can
+// leave out who is not the program.
 func compressTime(t *testing.T, print printer) {
+	target := tools.StartWorkload(t, "bigmem", "256", "text")
+	defer func() { target.Kill() }()
+	var sets [3]string
 	var sizes [3]int64
-	m := times(1, func() []time.Duration {
-		target := tools.StartWorkload(t, "bigmem", "256", "text")
-		defer target.Kill()
-		var took []time.Duration
-		for i, extra := range []string{"--leave-running", "--compress", "--compress=zstd"} {
-			images := benchDir(t)
-			took = append(took, target.Dump(tools.Criu, images, "--leave-running", extra, "-v2").Wall)
-			sizes[i] = pagesOf(t, images)
-			if i == 0 {
-				defer os.RemoveAll(images)
-				took = append(took, codecTime(t, images, image.LZ4), codecTime(t, images, image.Zstd))
-				continue
-			}
-			os.RemoveAll(images)
+	dump := func(i int, extra ...string) time.Duration {
+		if sets[i] != "" {
+			os.RemoveAll(sets[i])
+		}
+		sets[i] = benchDir(t)
+		took := target.Dump(tools.Criu, sets[i], append(extra, "--leave-running", "-v2")...).Wall
+		sizes[i] = pagesOf(t, sets[i])
+		return took
+	}
+	m := times(5, func() []time.Duration {
+		plain := dump(0)
+		pages := pagesIn(t, sets[0])
+		took := []time.Duration{plain}
+		for i, codec := range []image.Codec{image.LZ4, image.Zstd} {
+			took = append(took, dump(i+1, "--compress="+codec.String()), codecTime(pages, codec), copiedCodecTime(t, target.Pid, codec))
 		}
 		return took
 	})
 	print("256 MiB of text, plain", m[0], "", 0, sizes[0])
-	print("256 MiB of text, LZ4", m[3], "the library alone", m[1], sizes[1])
-	print("256 MiB of text, zstd", m[4], "the library alone", m[2], sizes[2])
+	print("256 MiB of text, LZ4", m[1], "the library alone", m[2], sizes[1])
+	print("256 MiB of text, LZ4", m[1], "the library, and reading the program", m[3], sizes[1])
+	print("256 MiB of text, zstd", m[4], "the library alone", m[5], sizes[2])
+	print("256 MiB of text, zstd", m[4], "the library, and reading the program", m[6], sizes[2])
+	m = times(3, func() (took []time.Duration) {
+		for _, set := range sets {
+			target.Kill()
+			took = append(took, target.Restore(tools.Criu, set, "-v2").Wall)
+		}
+		return took
+	})
+	print("256 MiB of text, LZ4, restored", m[1], "plain, restored", m[0], sizes[1])
+	print("256 MiB of text, zstd, restored", m[2], "plain, restored", m[0], sizes[2])
 }
 
-// codecTime is what the library takes for all pages of a set, on all processors.
-func codecTime(t *testing.T, images string, codec image.Codec) time.Duration {
+// pagesIn reads the first pages file of a set.
+func pagesIn(t *testing.T, images string) []byte {
 	t.Helper()
 	pages, err := os.ReadFile(filepath.Join(images, image.PagesFile(1)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	blocks := make(chan []byte)
+	return pages
+}
+
+// codecTime is what the library takes for pages, on all processors.
+func codecTime(pages []byte, codec image.Codec) time.Duration {
+	return onAll(len(pages), func(at, n int, packed []byte) []byte { return codec.Shrink(packed, pages[at:at+n], 1) })
+}
+
+// copiedCodecTime is what it takes for the largest mapping of a task, each block of which is read first.
+func copiedCodecTime(t *testing.T, pid int, codec image.Codec) time.Duration {
+	t.Helper()
+	maps, err := vma.List(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	large := slices.MaxFunc(maps, func(a, b vma.Mapping) int { return cmp.Compare(a.Len(), b.Len()) })
+	task := pagecopy.NewTask(pid)
+	defer task.Close()
+	buffers := sync.Pool{New: func() any { return new([sinks.DefaultBlock]byte) }}
+	return onAll(int(large.Len()), func(at, n int, packed []byte) []byte {
+		b := buffers.Get().(*[sinks.DefaultBlock]byte)
+		defer buffers.Put(b)
+		if err := task.ReadPages([]pagecopy.Range{{Addr: large.Start + uint64(at), Len: uint64(n)}}, b[:n]); err != nil {
+			t.Error(err)
+		}
+		return codec.Shrink(packed, b[:n], 1)
+	})
+}
+
+// onAll divides size bytes into blocks, does something with each on all processors, and says how long that takes. What it
+// returns is room for the next.
+func onAll(size int, do func(at, n int, packed []byte) []byte) time.Duration {
+	var next atomic.Int64
 	var all sync.WaitGroup
 	began := time.Now()
 	for range runtime.GOMAXPROCS(0) {
 		all.Go(func() {
 			var packed []byte
-			for b := range blocks {
-				packed = codec.Shrink(packed[:0], b, 1)
+			for {
+				at := int(next.Add(sinks.DefaultBlock)) - sinks.DefaultBlock
+				if at >= size {
+					return
+				}
+				packed = do(at, min(sinks.DefaultBlock, size-at), packed[:0])
 			}
 		})
 	}
-	for b := range slices.Chunk(pages, sinks.DefaultBlock) {
-		blocks <- b
-	}
-	close(blocks)
 	all.Wait()
 	return time.Since(began)
 }
