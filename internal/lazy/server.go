@@ -38,6 +38,8 @@ type Server struct {
 	Faults atomic.Uint64 // answered with pages of the images
 	Copied atomic.Uint64 // pages brought, for faults and without
 
+	began    time.Time
+	asked    atomic.Int64 // when a page was last wanted, in ns since it began
 	mu       sync.Mutex
 	more     *sync.Cond // there is something to fill, or an end
 	end      *sync.Cond // there may be an end
@@ -91,12 +93,15 @@ const (
 	// chunk is how many bytes each brings at a time. It is what one page table maps: two who fill the same one wait for each
 	// other.
 	chunk = 2 << 20
+	// quiet is how long no page has been wanted when all fill again.
+	quiet = 2 * time.Millisecond
 )
 
 // Serve serves the restore at the other end of conn until all tasks have all their pages. Its error says why tasks were
 // ended, or that the restore failed.
 func (s *Server) Serve(ctx context.Context, conn *net.UnixConn) error {
 	s.more, s.end = sync.NewCond(&s.mu), sync.NewCond(&s.mu)
+	s.began = time.Now()
 	// Who fills is in system calls nearly all the time. With processors to spare the runtime leaves it the one it has, instead
 	// of looking every 20 µs who else might want that, and who listens has one at once.
 	if n := runtime.GOMAXPROCS(0); n < fillers+2 {
@@ -117,8 +122,8 @@ func (s *Server) Serve(ctx context.Context, conn *net.UnixConn) error {
 			s.fail(err)
 		}
 	})
-	for range fillers {
-		s.waiting.Go(s.fill)
+	for i := range fillers {
+		s.waiting.Go(func() { s.fill(i > 0) })
 	}
 	s.mu.Lock()
 	for !s.over() {
@@ -261,11 +266,15 @@ func (s *Server) giveUp() {
 	}
 }
 
-// fill brings what nobody has asked for yet, once the tasks run.
-func (s *Server) fill() {
+// fill brings what nobody has asked for yet, once the tasks run. Who is polite leaves a processor to tasks that ask for pages, and
+// to who answers them.
+func (s *Server) fill(polite bool) {
 	runtime.LockOSThread() // which ends with this
 	giveWay()
 	for {
+		for polite && time.Since(s.began)-time.Duration(s.asked.Load()) < quiet {
+			time.Sleep(quiet)
+		}
 		t, img, n := s.claim()
 		if t == nil {
 			return

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"cryo/internal/uffd"
 
@@ -166,6 +167,7 @@ func (t *task) fault(addr uint64) error {
 	}
 	t.mu.RUnlock()
 	t.s.Faults.Add(1)
+	t.s.asked.Store(int64(time.Since(t.s.began)))
 	t.s.WorkingSet.Note(t.pages.pid, img, n)
 	return t.pages.Fetch(img, n, t.deliver())
 }
