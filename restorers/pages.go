@@ -8,8 +8,6 @@ import (
 	"sync"
 
 	"cryo/internal/image"
-
-	"golang.org/x/sys/unix"
 )
 
 // pageRun is a stretch of memory whose bytes are in a pages file.
@@ -289,16 +287,15 @@ func (r pageRun) same(other pageRun) bool {
 	return r.file.src == other.file.src && r.file.id == other.file.id && r.off == other.off
 }
 
-// pagesFile reads a pages file through a window of mapped memory, so that the kernel copies from the page cache and the
-// tool stays small.
+// pagesFile reads a pages file through a window.
 type pagesFile struct {
 	*image.Pages
 	src    image.Source
 	id     uint32
-	window []byte
-	at     int64 // offset of the window in the file
-	copied bool  // the window is a copy, not a mapping
-	last   bool  // nobody reads a window again when the next one is there
+	window image.Window
+	small  *[]byte // the whole file is the window
+	at     int64   // offset of the window in the file
+	last   bool    // nobody reads a window again when the next one is there
 }
 
 // smallPages is the size up to which a file is read and not mapped: taking a mapping back interrupts all processors the
@@ -320,7 +317,7 @@ func openPagesFile(src image.Source, id uint32) (*pagesFile, error) {
 
 // bytes returns up to n bytes at off: as many as the window that holds off has. They are valid until the next call.
 func (f *pagesFile) bytes(off int64, n uint64) ([]byte, error) {
-	if f.window == nil || off < f.at || off >= f.at+int64(len(f.window)) {
+	if off < f.at || off >= f.at+int64(len(f.window.Bytes)) {
 		f.unmap()
 		if f.Size <= smallPages {
 			if err := f.read(); err != nil {
@@ -329,51 +326,38 @@ func (f *pagesFile) bytes(off int64, n uint64) ([]byte, error) {
 			return f.bytes(off, n)
 		}
 		start := off &^ (windowSize - 1)
-		w, err := mapWindow(f.Pages, start, min(windowSize, f.Size-start))
+		w, err := f.Window(start, min(windowSize, f.Size-start))
 		if err != nil {
 			return nil, err
 		}
 		f.window, f.at = w, start
 	}
-	b := f.window[off-f.at:]
+	b := f.window.Bytes[off-f.at:]
 	return b[:min(uint64(len(b)), n)], nil
-}
-
-// mapWindow maps n bytes of a pages file that are read once, in order. To be told so the kernel need not note that they were.
-// They are not populated: a fault brings sixteen pages, and costs less than to look each up.
-func mapWindow(f *image.Pages, at, n int64) ([]byte, error) {
-	w, err := unix.Mmap(int(f.Fd()), at, int(n), unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		return nil, fmt.Errorf("map %s at %d: %w", f.Name(), at, err)
-	}
-	_ = unix.Madvise(w, unix.MADV_SEQUENTIAL) // works without
-	return w, nil
 }
 
 // read makes a copy of the whole file the window.
 func (f *pagesFile) read() error {
-	b := *smallBuffers.Get().(*[]byte)
-	f.window, f.at, f.copied = b[:f.Size], 0, true
-	if _, err := f.ReadAt(f.window, 0); err != nil {
+	f.small = smallBuffers.Get().(*[]byte)
+	f.window, f.at = image.Window{Bytes: (*f.small)[:f.Size]}, 0
+	if _, err := f.ReadAt(f.window.Bytes, 0); err != nil {
 		return fmt.Errorf("read %s: %w", f.Name(), err)
 	}
 	return nil
 }
 
 func (f *pagesFile) unmap() {
-	if f.window == nil {
-		return
-	}
-	if f.copied {
-		b := f.window[:cap(f.window)]
-		smallBuffers.Put(&b)
+	n := int64(len(f.window.Bytes))
+	if f.small != nil {
+		smallBuffers.Put(f.small)
+		f.small = nil
 	} else {
-		unix.Munmap(f.window)
+		f.window.Close()
 	}
-	if f.last {
-		f.Release(f.at, int64(len(f.window)))
+	if f.last && n > 0 {
+		f.Release(f.at, n)
 	}
-	f.window = nil
+	f.window = image.Window{}
 }
 
 // Close closes the file.

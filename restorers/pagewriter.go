@@ -124,12 +124,12 @@ func (w *pageWriter) close() error {
 
 // do writes one job.
 func (w *pageWriter) do(j *writeJob) error {
-	window, err := mapWindow(j.file, j.start, j.end-j.start)
+	window, err := j.file.Window(j.start, j.end-j.start)
 	if err != nil {
 		return err
 	}
-	err = w.write(j, window)
-	unix.Munmap(window)
+	err = w.write(j, window.Bytes)
+	window.Close()
 	if w.last && err == nil {
 		j.release()
 	}

@@ -73,6 +73,9 @@ func Recode(dir string, codec image.Codec, block int) error {
 
 func ptr[T any](v T) *T { return &v }
 
+// recodeBuffer is several blocks of a compressed file.
+const recodeBuffer = 4 << 20
+
 // recodeObject moves the pages of one object.
 func recodeObject(src image.Source, to Sink, kind image.PagemapKind, id uint64) (err error) {
 	m, err := image.ReadPagemap(src, kind, id)
@@ -90,7 +93,7 @@ func recodeObject(src image.Source, to Sink, kind image.PagemapKind, id uint64) 
 		return err
 	}
 	defer func() { err = errors.Join(err, p.Close()) }()
-	off := int64(0)
+	off, buf := int64(0), make([]byte, recodeBuffer)
 	for run, err := range m.Runs() {
 		if err != nil {
 			return err
@@ -102,7 +105,7 @@ func recodeObject(src image.Source, to Sink, kind image.PagemapKind, id uint64) 
 			continue
 		}
 		n := int64(run.Bytes())
-		if _, err := io.Copy(p, io.NewSectionReader(pages, off, n)); err != nil {
+		if _, err := io.CopyBuffer(struct{ io.Writer }{p}, io.NewSectionReader(pages, off, n), buf); err != nil {
 			return err
 		}
 		if off += n; off > pages.Size {

@@ -4,12 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"runtime"
 	"sync"
 
-	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
@@ -138,8 +134,8 @@ func (st *storage) stored(size uint32) uint64 {
 }
 
 // Expand makes a source whose pages files hold plain pages of one that may have compressed ones: src itself where its
-// inventory says that it has none. Page maps are to be read through the source that is returned. An expanded pages
-// file is in memory from OpenPages until it is closed.
+// inventory says that it has none. Page maps are to be read through the source that is returned: they tell where in a
+// pages file its blocks are, which are expanded when they are read.
 func Expand(src Source) (Source, error) {
 	inv, err := ReadInventory(src)
 	if err != nil {
@@ -150,11 +146,7 @@ func Expand(src Source) (Source, error) {
 			return src, err
 		}
 	}
-	x := Packed(src).(*expanded)
-	if inv.GetImgVersion() == FormatShared { // every child reads its parent's pages
-		x.keep = true
-	}
-	return x, nil
+	return Packed(src), nil
 }
 
 // Packed makes a source of one that may have compressed pages without looking at its inventory, which need not be there yet.
@@ -186,10 +178,8 @@ type expanded struct {
 	Source
 	mu   sync.Mutex
 	maps map[uint32]pagemapName // which page map belongs to a pages file
-	keep bool                   // expanded files are read more than once
-	kept keptPages
-	up   *expanded // the parent, once it has been asked for
-	lent bool      // it is a parent, which the set that builds on it closes
+	up   *expanded              // the parent, once it has been asked for
+	lent bool                   // it is a parent, which the set that builds on it closes
 }
 
 func (x *expanded) note(pagesID uint32, kind PagemapKind, id uint64) {
@@ -227,27 +217,14 @@ func (x *expanded) OpenPages(id uint32) (*Pages, error) {
 		in.Close()
 		return nil, fmt.Errorf("%s is opened before its page map", PagesFile(id))
 	}
-	out, err := x.expandOnce(id, in, name)
-	if err != nil {
+	if err := x.index(in, name); err != nil {
 		in.Close()
 		return nil, err
 	}
-	if out == nil {
-		return in, nil
-	}
-	return out, in.Close()
+	return in, nil
 }
 
-// expandOnce is expand, of a file that may be expanded already. A passing file is given back meanwhile, and its expanded one
-// takes its place.
-func (x *expanded) expandOnce(id uint32, in *Pages, name pagemapName) (*Pages, error) {
-	if !x.keep && !in.Passing {
-		return x.expand(in, name)
-	}
-	return x.kept.get(id, func() (*Pages, error) { return x.expand(in, name) })
-}
-
-// Close closes what was kept, too. All who ask for a parent have the same one, which is closed with its child.
+// Close closes the parent, too. All who ask for it have the same one, which is closed with its child.
 func (x *expanded) Close() error {
 	if x.lent {
 		return nil
@@ -260,151 +237,59 @@ func (x *expanded) end() error {
 	if x.up != nil {
 		err = x.up.end()
 	}
-	x.kept.close()
 	return errors.Join(err, x.Source.Close())
 }
 
-// expand makes the plain file; nil where it is plain already.
-func (x *expanded) expand(in *Pages, name pagemapName) (*Pages, error) {
-	if packed, err := x.compressed(name); !packed || err != nil {
-		return nil, err
-	}
+// index finds out where the blocks of a pages file are, if it has any.
+func (x *expanded) index(in *Pages, name pagemapName) error {
 	maps, err := ReadPagemap(x, name.kind, name.id)
 	if err != nil {
-		return nil, err
-	}
-	defer maps.Close()
-	e := &expander{in: in}
-	e.SetLimit(runtime.GOMAXPROCS(0))
-	for run, err := range maps.Runs() {
-		if err == nil && run.Flags&PEPresent != 0 {
-			err = e.run(run, &maps.stored)
-		}
-		if err != nil {
-			e.Wait()
-			e.close()
-			return nil, maps.dec.fail(maps.dec.Entry(), err)
-		}
-	}
-	if err := e.Wait(); err != nil {
-		e.close()
-		return nil, err
-	}
-	if err := e.out.Truncate(e.to); err != nil {
-		e.close()
-		return nil, err
-	}
-	return &Pages{File: e.out, Size: e.to, Passing: in.Passing}, nil
-}
-
-// compressed says whether a page map has a run that is stored otherwise than plainly.
-func (x *expanded) compressed(name pagemapName) (bool, error) {
-	maps, err := ReadPagemap(x, name.kind, name.id)
-	if err != nil {
-		return false, err
-	}
-	defer maps.Close()
-	for run, err := range maps.Runs() {
-		if err != nil {
-			return false, err
-		}
-		if run.Flags&PEPresent != 0 && !maps.stored.plain() {
-			return true, nil
-		}
-	}
-	return false, nil
-}
-
-// expander writes plain pages into a memory file. Blocks are expanded by several goroutines, each where it belongs.
-type expander struct {
-	errgroup.Group
-	in       *Pages
-	out      *os.File
-	from, to int64 // how far both files are
-}
-
-func (e *expander) close() {
-	if e.out != nil {
-		e.out.Close()
-	}
-}
-
-// batch is how many bytes one goroutine expands at a time.
-const batch = 1 << 20
-
-func (e *expander) run(r Run, st *storage) error {
-	if err := st.check(r); err != nil {
 		return err
 	}
-	if e.out == nil {
-		fd, err := unix.MemfdCreate("pages", unix.MFD_CLOEXEC)
-		if err != nil {
-			return os.NewSyscallError("memfd_create", err)
+	defer maps.Close()
+	var b blocks
+	var from, to int64 // how far both files are
+	packed := false
+	for run, err := range maps.Runs() {
+		if err == nil && run.Flags&PEPresent == 0 {
+			continue
 		}
-		e.out = os.NewFile(uintptr(fd), e.in.Name())
+		if err == nil {
+			packed = packed || !maps.stored.plain()
+			from, err = b.add(run, &maps.stored, from, to)
+		}
+		if n := len(b.list); err == nil && packed && n > 0 && b.list[n-1].from+int64(b.list[n-1].size) > in.Size {
+			err = cut(io.ErrUnexpectedEOF, "the pages of this run")
+		}
+		if err != nil {
+			return maps.dec.fail(maps.dec.Entry(), err)
+		}
+		to += int64(run.Bytes())
+	}
+	if packed {
+		in.Size, in.blocks = to, &b
+	}
+	return nil
+}
+
+// add appends the blocks of a run and says where they end in the file as stored.
+func (b *blocks) add(r Run, st *storage, from, to int64) (end int64, err error) {
+	if err := st.check(r); err != nil {
+		return from, err
 	}
 	if st.aligned {
-		e.from = roundUp(e.from, PageSize)
+		from = roundUp(from, PageSize)
 	}
 	if !st.blocks {
-		n := int64(r.Bytes())
-		if n > e.in.Size-e.from {
-			return cut(io.ErrUnexpectedEOF, "the pages of this run")
-		}
-		_, err := io.Copy(io.NewOffsetWriter(e.out, e.to), io.NewSectionReader(e.in, e.from, n))
-		e.in.Release(e.from, n)
-		e.from, e.to = e.from+n, e.to+n
-		return err
+		b.addPlain(from, to, int64(r.Bytes()))
+		return from + int64(r.Bytes()), nil
 	}
-	for first := 0; first < len(st.sizes); {
-		// The sizes are valid until the next run is read, which does not wait for the goroutines.
-		job := blockJob{codec: st.codec, from: e.from, to: e.to}
-		for out := uint64(0); first < len(st.sizes) && out < batch; first++ {
-			n := st.blockBytes(r, first)
-			job.blocks = append(job.blocks, block{st.sizes[first], uint32(n), uint32(st.stored(st.sizes[first]))})
-			out += n
-			e.from, e.to = e.from+int64(st.stored(st.sizes[first])), e.to+int64(n)
-		}
-		e.Go(func() error { return job.do(e.in, e.out) })
+	for i, size := range st.sizes {
+		n := st.blockBytes(r, i)
+		b.list = append(b.list, block{from, to, size, uint32(n), st.codec})
+		from, to = from+int64(st.stored(size)), to+int64(n)
 	}
-	return nil
-}
-
-type block struct{ size, bytes, stored uint32 }
-
-type blockJob struct {
-	codec    Codec
-	from, to int64
-	blocks   []block
-}
-
-func (j *blockJob) do(in *Pages, out *os.File) error {
-	start := j.from
-	defer func() { in.Release(start, j.from-start) }()
-	var packed, plain []byte
-	for _, b := range j.blocks {
-		from, to := j.from, j.to
-		j.from, j.to = from+int64(b.stored), to+int64(b.bytes)
-		if b.size == 0 {
-			continue // zeros, and a new memory file is all zeros
-		}
-		packed = grown(packed, int(b.size))
-		if _, err := in.ReadAt(packed, from); err != nil {
-			return fmt.Errorf("%s: %w", in.Name(), cut(err, "its blocks"))
-		}
-		data := packed
-		if b.size != b.bytes {
-			plain = grown(plain, int(b.bytes))
-			if err := j.codec.expand(plain, packed); err != nil {
-				return fmt.Errorf("%s: the block at %d: %w", in.Name(), from, err)
-			}
-			data = plain
-		}
-		if _, err := out.WriteAt(data, to); err != nil {
-			return err
-		}
-	}
-	return nil
+	return from, nil
 }
 
 func grown(b []byte, n int) []byte {

@@ -3,6 +3,7 @@ package image_test
 import (
 	"bytes"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -186,6 +187,40 @@ func TestExpand(t *testing.T) {
 				if gotRuns[i] != runs[i] {
 					t.Errorf("run %+v, want %+v", gotRuns[i], runs[i])
 				}
+			}
+		})
+	}
+}
+
+// Any part of a compressed file can be read and mapped, and released without harm to the rest.
+func TestExpandParts(t *testing.T) {
+	for _, k := range []packing{{name: "regions", pages: 8}, {name: "padded", pages: 4, padded: true}} {
+		t.Run(k.name, func(t *testing.T) {
+			src, want, _ := packedSet(t, k)
+			if _, _, err := readPacked(src); err != nil {
+				t.Fatal(err)
+			}
+			pages, err := src.OpenPages(1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer pages.Close()
+			random := rand.New(rand.NewPCG(1, 2))
+			for range 500 {
+				off := random.Int64N(pages.Size)
+				b := make([]byte, random.Int64N(pages.Size-off)+1)
+				if n, err := pages.ReadAt(b, off); n != len(b) || err != nil || !bytes.Equal(b, want[off:][:n]) {
+					t.Fatalf("%d bytes at %d: %d read, %v", len(b), off, n, err)
+				}
+				off &^= image.PageSize - 1
+				w, err := pages.Window(off, int64(len(b)))
+				if err != nil || !bytes.Equal(w.Bytes, want[off:][:len(b)]) {
+					t.Fatalf("window of %d bytes at %d: %v", len(b), off, err)
+				}
+				w.Close()
+			}
+			if n, err := pages.ReadAt(make([]byte, 10), pages.Size-3); n != 3 || err != io.EOF {
+				t.Errorf("at the end: %d bytes, %v", n, err)
 			}
 		})
 	}

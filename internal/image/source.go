@@ -29,19 +29,81 @@ type Source interface {
 	String() string
 }
 
-// Pages is an open pages file.
+// Pages is an open pages file. It is read by [Pages.ReadAt] and [Pages.Window], however its pages are stored; the file itself
+// is what they are stored in.
 type Pages struct {
 	*os.File
-	Size int64 // bytes
+	Size int64 // bytes of the pages
 	// Passing is for a file that takes memory of this machine and is gone with its source, as those of streams do:
 	// whoever reads a part of it last gives that back.
 	Passing bool
+	blocks  *blocks // nil: the pages are stored as they are
+}
+
+// ReadAt implements io.ReaderAt.
+func (p *Pages) ReadAt(b []byte, off int64) (n int, err error) {
+	if p.blocks == nil {
+		return p.File.ReadAt(b, off)
+	}
+	if n = int(max(0, min(int64(len(b)), p.Size-off))); n < len(b) {
+		err = io.EOF
+	}
+	if rerr := p.blocks.read(p.File, b[:n], off); rerr != nil {
+		return 0, fmt.Errorf("%s: %w", p.Name(), rerr)
+	}
+	return n, err
+}
+
+// Window is a part of a pages file in memory.
+type Window struct {
+	Bytes  []byte
+	buffer *[]byte // nil: they are mapped
+}
+
+var windowBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// Window brings n bytes at off, a page boundary, which are read once, in order, into memory: by mapping them, so that the
+// kernel copies from the page cache and the tool stays small, or by expanding them.
+func (p *Pages) Window(off, n int64) (Window, error) {
+	if p.blocks != nil {
+		buf := windowBuffers.Get().(*[]byte)
+		*buf = grown(*buf, int(n))
+		if _, err := p.ReadAt(*buf, off); err != nil {
+			windowBuffers.Put(buf)
+			return Window{}, err
+		}
+		return Window{*buf, buf}, nil
+	}
+	b, err := unix.Mmap(int(p.Fd()), off, int(n), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return Window{}, fmt.Errorf("map %s at %d: %w", p.Name(), off, err)
+	}
+	// To be told so the kernel need not note that they were read. They are not populated: a fault brings sixteen pages, and
+	// costs less than to look each up.
+	_ = unix.Madvise(b, unix.MADV_SEQUENTIAL) // works without
+	return Window{b, nil}, nil
+}
+
+// Close gives the memory back.
+func (w Window) Close() {
+	switch {
+	case w.buffer != nil:
+		windowBuffers.Put(w.buffer)
+	case w.Bytes != nil:
+		unix.Munmap(w.Bytes)
+	}
 }
 
 // Release gives back the memory that a part of a passing file takes, which nobody will read any more. Files that stay are
 // left as they are.
 func (p *Pages) Release(off, n int64) {
-	if p.Passing && n > 0 {
+	if !p.Passing {
+		return
+	}
+	if p.blocks != nil {
+		off, n = p.blocks.within(off, n)
+	}
+	if n > 0 {
 		// Where it fails the memory comes back with the source.
 		unix.Fallocate(int(p.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 	}
